@@ -1,0 +1,54 @@
+# Two commands: `make demo` (everything, to a registered student) and `make test` (everything that is checked).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+PROFILE ?=
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+export GX_ANALYTICS_ENABLED := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo test check unit e2e ui clean
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# The environment is made anew whenever the lock or the project file changes.
+.venv/ready: requirements.lock pyproject.toml
+	@command -v "$(PYTHON)" > /dev/null || { echo "error: $(PYTHON) not found; install it, or name another 3.11 or 3.12: make PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2> /dev/null || { echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	rm -rf .venv
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch .venv/ready
+
+demo: .venv/ready ## the whole road on the profile of params.yaml (PROFILE=digits switches it)
+	@test -z "$(PROFILE)" || sana-sprint use "$(PROFILE)"
+	dvc repro
+	@sana-sprint summary
+
+test: check unit e2e ## lint, types, floors, unit tests, the smoke profile end to end
+
+check: .venv/ready ## lint, types, floors
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+unit: .venv/ready ## unit tests
+	python -m pytest -m "not e2e and not gpu"
+
+e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed
+	python -m pytest -m e2e
+
+ui: .venv/ready ## MLflow's page on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/data/mlflow/mlflow.db}" --host 127.0.0.1 --port 5000
+
+clean: ## removes the virtual environment and all outputs, keeps your own pictures
+	rm -rf .venv data/raw data/models data/latents data/metrics data/plots data/grids data/reports data/mlflow data/checkpoints data/cache .dvc/cache .dvc/tmp

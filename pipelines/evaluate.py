@@ -1,0 +1,44 @@
+"""Stage evaluate: params evaluate, sampling, trigflow; data/models/{student/<size>, trigflow/<size>, teacher,
+judge}, data/raw -> data/metrics/evaluate/<size>.json, data/grids/<size>,
+data/plots/{scores,tasks}-<size>.png.
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from sana_sprint import config, storage
+from sana_sprint.evaluation import evaluate, plots
+from sana_sprint.registry import track
+
+
+def main() -> None:
+    """Runs the stage in the repository root."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", required=True, help="a size of prune.sizes")
+    size = parser.parse_args().size
+    params, sampling = config.load(config.Evaluate), config.load(config.Sampling)
+    trigflow = config.load(config.TrigFlow)
+    models, grids = Path("data/models"), Path("data/grids") / size
+    folders = evaluate.Folders(
+        student=models / "student" / size,
+        undistilled=models / "trigflow" / size,
+        teacher=models / "teacher",
+        raw=Path("data/raw"),
+        judge=models / "judge",
+        cache=Path("data/cache/evaluate"),
+    )
+    with track.stage("evaluate", size=size, evaluate=params, sampling=sampling, trigflow=trigflow) as run:
+        outcome = evaluate.run(params, sampling, trigflow.sigma_d, folders, size)
+        evaluate.write_grids(outcome, grids)
+        plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))
+        plots.tasks(outcome.result, Path(f"data/plots/tasks-{size}.png"))
+        storage.write_json(Path(f"data/metrics/evaluate/{size}.json"), outcome.result)
+        run.metrics(evaluate.headline(outcome.result))
+        for path in (*sorted(grids.glob("*.png")), *sorted(Path("data/plots").glob(f"*-{size}.png"))):
+            run.picture(Image.open(path), f"evaluate/{path.stem}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Stage prune: params prune, sampling, evaluate, trigflow; data/models/teacher, data/latents,
+data/raw, data/models/judge -> data/models/pruned/<size>."""
+
+import argparse
+from pathlib import Path
+
+from sana_sprint import config, storage
+from sana_sprint.registry import track
+
+
+def main() -> None:
+    """Cuts the teacher to a size and heals it, with a score before the cut, after it and after healing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", required=True)
+    size = parser.parse_args().size
+    params, sampling = config.load(config.Prune), config.load(config.Sampling)
+    trig = config.load(config.TrigFlow)
+    judged = config.load(config.Evaluate)
+    with track.stage("prune", size, prune=params, sampling=sampling, evaluate=judged, trigflow=trig) as run:
+        from sana_sprint.data.loader import Latents
+        from sana_sprint.evaluation import quick
+        from sana_sprint.models import bundle, threads
+        from sana_sprint.training import callbacks, shrink
+
+        threads.use_fastest()
+        teacher, data = Path("data/models/teacher"), Latents(Path("data/latents"), "train")
+        raw, judge = Path("data/raw"), Path("data/models/judge")
+        score = quick.Score(judged, sampling, trig.sigma_d, teacher, raw, judge, params.score_prompts)
+        before = bundle.load_transformer(teacher)
+        metrics = {f"before/{k}": v for k, v in score.of_teacher(before).items()}
+        student, importances = shrink.cut(params, wanted(params, size), before, data)
+        metrics |= importances | {f"cut/{k}": v for k, v in score.of_student(student).items()}
+        watch = callbacks.Curves(Path(f"data/metrics/curves/prune-{size}.json"), run.recorder(), 20)
+        healed = shrink.heal(params, size, student, teacher, data, [watch])
+        metrics |= {f"healed/{k}": v for k, v in score.of_student(healed).items()}
+        bundle.save_transformer(Path("data/models/pruned") / size, healed)
+        storage.write_json(Path(f"data/metrics/prune-{size}.json"), metrics)
+        run.metrics(metrics)
+
+
+def wanted(params: config.Prune, size: str) -> config.Size:
+    """Returns the section of a size."""
+    if size not in params.sizes:
+        raise ValueError(f"--size {size}: prune.sizes of the profile names {sorted(params.sizes)}")
+    return params.sizes[size]
+
+
+if __name__ == "__main__":
+    main()

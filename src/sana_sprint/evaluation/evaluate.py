@@ -1,0 +1,251 @@
+"""Stage evaluate: student, undistilled student and teacher under one protocol, with standard errors and
+times.
+
+Pictures are drawn, judged and dropped model by model; only the shown ones are kept. The teacher's pictures do
+not depend on the student's size and are cached beside the repository's data; deleting the cache is always
+safe.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from sana_sprint import storage
+from sana_sprint.data import manifest
+from sana_sprint.evaluation import clip_judge, generate, judges, latency, protocol, sheets
+from sana_sprint.maths import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from sana_sprint.config import Evaluate, Sampling
+    from sana_sprint.evaluation.generate import Loaded
+    from sana_sprint.evaluation.judges import Judge, Verdict
+    from sana_sprint.evaluation.protocol import Prompt
+    from sana_sprint.maths.metrics import Estimate
+
+SHOWN = 24
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What the stage reads, and the cache it may use."""
+
+    student: Path
+    undistilled: Path
+    teacher: Path
+    raw: Path
+    judge: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Court:
+    """All that scores pictures: the prompts with their verdict judge, and CLIP with the features of real
+    pictures.
+    """
+
+    prompts: list[Prompt]
+    judge: Judge
+    clip: clip_judge.Clip
+    texts: Tensor
+    reference: Tensor
+    fid_name: str
+
+
+@dataclass
+class Outcome:
+    """Evaluate's JSON, every verdict by model and steps, and the shown pictures by model and steps."""
+
+    result: dict[str, Any]
+    prompts: list[Prompt]
+    verdicts: dict[str, dict[str, list[Verdict]]]
+    shown: dict[str, dict[str, np.ndarray]]
+
+
+def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, size: str) -> Outcome:
+    """Returns the scores of one student size beside its undistilled twin and the teacher. Raises ValueError
+    naming what is missing.
+    """
+    missing = [steps for steps in protocol.STEPS if str(steps) not in sampling.times]
+    if missing:
+        raise ValueError(
+            f"sampling.times: no list for {missing} steps; evaluate draws with {list(protocol.STEPS)}"
+        )
+    prompts = protocol.prompts(manifest.read(folders.raw, "eval"), params)
+    court = summon(params, folders.judge, prompts)
+    judge = {"kind": params.judge, "digest": storage.digest(folders.judge)}
+    described = protocol.describe(prompts, params, sampling, sigma_d, judge)
+    outcome = Outcome(
+        {
+            "protocol": described,
+            "protocol_digest": protocol.digest(described),
+            "size": size,
+            "scores": defaultdict(dict),
+            "latency": defaultdict(dict),
+            "machine": latency.machine(),
+        },
+        prompts,
+        defaultdict(dict),
+        defaultdict(dict),
+    )
+    for model in ("student", "undistilled"):
+        loaded = generate.load(getattr(folders, model), sampling, sigma_d)
+        for steps in protocol.STEPS:
+            evaluate_student(outcome, court, loaded, params, model, steps)
+    evaluate_teacher(outcome, court, generate.load(folders.teacher, sampling, sigma_d), params, folders)
+    return outcome
+
+
+def evaluate_student(
+    outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, model: str, steps: int
+) -> None:
+    """Adds a student's pictures at one step count to the outcome; times the distilled one."""
+    name = f"evaluate {model} {steps}"
+    pictures = generate.pictures(
+        loaded, loaded.student, court.prompts, steps, params.seed, params.batch, name
+    )
+    enter(outcome, court, model, str(steps), pictures)
+    if model == "student":
+        timed = latency.measure(
+            loaded, loaded.student, court.prompts, steps, params.seed, params.latency_runs
+        )
+        outcome.result["latency"][model][str(steps)] = timed
+
+
+def evaluate_teacher(
+    outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, folders: Folders
+) -> None:
+    """Adds the teacher's pictures, drawn or from the cache, and its times."""
+    steps = str(loaded.sampling.teacher_steps)
+    key = protocol.teacher_digest(outcome.result["protocol"], storage.digest(folders.teacher))
+    path = folders.cache / f"teacher-{key[:24]}.npy"
+    pictures = cached(path, len(court.prompts))
+    if pictures is None:
+        name = f"evaluate teacher {steps}"
+        pictures = generate.pictures(
+            loaded, loaded.teacher, court.prompts, 1, params.seed, params.batch, name
+        )
+        with storage.whole_file(path) as unfinished, unfinished.open("wb") as file:
+            np.save(file, pictures)
+    enter(outcome, court, "teacher", steps, pictures)
+    timed = latency.measure(loaded, loaded.teacher, court.prompts, 1, params.seed, params.latency_runs)
+    outcome.result["latency"]["teacher"][steps] = timed
+
+
+def cached(path: Path, number: int) -> np.ndarray | None:
+    """Returns the pictures of a cache file, or None when there is none that can be used."""
+    try:
+        pictures = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pictures if pictures.ndim == 4 and len(pictures) == number else None
+
+
+def summon(params: Evaluate, folder: Path, prompts: list[Prompt]) -> Court:
+    """Returns the judges of data/models/judge, ready for these prompts."""
+    path = folder / "reference.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; run `dvc repro judge` to make it")
+    clip = clip_judge.load(folder / "clip")
+    return Court(
+        prompts,
+        judges.load(params.judge, folder),
+        clip,
+        clip.captions([prompt.caption for prompt in prompts]),
+        load_file(path)["features"],
+        "fid_scene_clip" if params.judge == "scenes" else "fid_corpus_clip",
+    )
+
+
+def enter(outcome: Outcome, court: Court, model: str, steps: str, pictures: np.ndarray) -> None:
+    """Scores pictures and adds scores, verdicts and the shown pictures to the outcome."""
+    verdicts = court.judge(pictures, court.prompts)
+    features = court.clip.pictures(pictures)
+    score = {
+        court.fid_name: plain(metrics.frechet_estimate(court.reference, features)),
+        "clip_score": plain(metrics.clip_score(features, court.texts)),
+    }
+    outcome.result["scores"][model][steps] = by_task(court.prompts, verdicts) | score
+    outcome.verdicts[model][steps] = verdicts
+    outcome.shown[model][steps] = pictures[[p.index for p in protocol.shown(court.prompts, SHOWN)]]
+
+
+def by_task(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Returns "tasks" (share of right pictures), "overall" (the mean of the tasks, as GenEval defines it) and
+    the mean over prompts of each group there is, "seen" and "heldout"; {} without verdicts.
+    """
+    if not verdicts:
+        return {}
+    parts: dict[str, dict[str, list[bool]]] = {"task": defaultdict(list), "group": defaultdict(list)}
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        parts["task"][prompt.task].append(verdict.right)
+        parts["group"][prompt.group].append(verdict.right)
+    tasks = {name: metrics.proportion(sum(right), len(right)) for name, right in parts["task"].items()}
+    groups = {name: metrics.proportion(sum(right), len(right)) for name, right in parts["group"].items()}
+    return {
+        "overall": plain(metrics.average(list(tasks.values()))),
+        "tasks": {name: plain(e) | {"n": len(parts["task"][name])} for name, e in tasks.items()},
+    } | {name: plain(e) for name, e in groups.items()}
+
+
+def plain(estimate: Estimate) -> dict[str, float]:
+    """Returns an estimate as JSON, rounded to six digits."""
+    return {"value": round(estimate.value, DIGITS), "se": round(estimate.se, DIGITS)}
+
+
+def headline(result: dict[str, Any]) -> dict[str, float]:
+    """Returns the scores and times worth a curve in MLflow: no per-task values, whose names may be
+    captions.
+    """
+    scores = {
+        f"{model}.{steps}.{name}": part["value"]
+        for model, by_steps in result["scores"].items()
+        for steps, score in by_steps.items()
+        for name, part in score.items()
+        if name != "tasks"
+    }
+    times = {
+        f"latency.{model}.{steps}.{name}": value
+        for model, by_steps in result["latency"].items()
+        for steps, timed in by_steps.items()
+        for name, value in timed.items()
+    }
+    return scores | times
+
+
+def write_grids(outcome: Outcome, folder: Path) -> None:
+    """Writes a contact sheet per step count and of the teacher, a captioned comparison, and verdicts.json
+    with every verdict and the place of each tile.
+    """
+    prompts = protocol.shown(outcome.prompts, SHOWN)
+    teacher = next(iter(outcome.shown["teacher"].values()))
+    student = outcome.shown["student"]
+    titles = {"teacher": teacher} | {f"{k} step" + "s" * (k > 1): student[str(k)] for k in (4, 2, 1)}
+    with storage.whole_folder(folder) as unfinished:
+        for steps, pictures in student.items():
+            sheets.contact(pictures).save(unfinished / f"{steps}_step.png")
+        sheets.contact(teacher).save(unfinished / "teacher.png")
+        sheets.comparison([p.caption for p in prompts[:12]], {t: x[:12] for t, x in titles.items()}).save(
+            unfinished / "teacher_vs_student.png"
+        )
+        content = {
+            "size": outcome.result["size"],
+            "tile_px": list(sheets.tile(teacher[0], sheets.TILE_MAX_PX).size),
+            "shown": [prompt.index for prompt in prompts],
+            "prompts": [prompt.public() for prompt in outcome.prompts],
+            "verdicts": {
+                model: {steps: [v._asdict() for v in verdicts] for steps, verdicts in by_steps.items()}
+                for model, by_steps in outcome.verdicts.items()
+            },
+        }
+        storage.write_json(unfinished / "verdicts.json", content)

@@ -1,0 +1,79 @@
+"""A quick score of a network in memory, on a few prompts of the protocol: what pruning reports before the cut, after
+it and after healing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from sana_sprint.data import manifest
+from sana_sprint.evaluation import evaluate, generate, judges, protocol
+from sana_sprint.maths import sample
+from sana_sprint.models import networks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from diffusers import SanaTransformer2DModel
+    from torch import Tensor
+
+    from sana_sprint.config import Evaluate, Sampling
+
+
+class Score:
+    """The judge, its prompts, and the teacher's folder whose text encoder and decoder every network borrows."""
+
+    def __init__(
+        self,
+        params: Evaluate,
+        sampling: Sampling,
+        sigma_d: float,
+        teacher: Path,
+        raw: Path,
+        judge: Path,
+        num: int,
+    ) -> None:
+        rows = manifest.read(raw, "eval")
+        tasks = len(protocol.prompts(rows, params.model_copy(update={"prompts_per_task": 1})))
+        few = params.model_copy(update={"prompts_per_task": max(1, num // tasks)})
+        self.prompts = protocol.prompts(rows, few)
+        self.judge = judges.load(params.judge, judge)
+        self.params = params
+        self.loaded = generate.load(teacher, sampling, sigma_d)
+
+    def of_teacher(self, network: SanaTransformer2DModel) -> dict[str, float]:
+        """Returns {"overall", "overall_se"} of a teacher at sampling.teacher_steps, {} for a judge without verdicts."""
+        borrowed = self._with(network)
+        return self._judged(borrowed, borrowed.teacher)
+
+    def of_student(self, network: SanaTransformer2DModel) -> dict[str, float]:
+        """Returns the same of a student that is not distilled yet: the flow ODE with its embedded guidance."""
+        borrowed = self._with(network)
+
+        @torch.inference_mode()
+        def draw(captions: Sequence[str], noises: Sequence[Tensor]) -> np.ndarray:
+            text, sampling = borrowed.text(captions), borrowed.sampling
+            guidance_B = torch.full((len(text),), sampling.guidance, device=borrowed.device)
+            v = networks.flow_velocity(borrowed.pipe.transformer, text, guidance_B)
+            times = sample.flow_times(sampling.teacher_steps, sampling.teacher_shift)
+            return borrowed.decode(sample.flow_ode(v, noises[0].to(borrowed.device), times))
+
+        return self._judged(borrowed, draw)
+
+    def _with(self, network: SanaTransformer2DModel) -> generate.Loaded:
+        self.loaded.pipe.transformer = network.to(self.loaded.device).eval()
+        return replace(self.loaded)
+
+    def _judged(self, borrowed: generate.Loaded, draw: generate.Draw) -> dict[str, float]:
+        pictures = generate.pictures(
+            borrowed, draw, self.prompts, 1, self.params.seed, self.params.batch, "quick score"
+        )
+        result = evaluate.by_task(self.prompts, self.judge(pictures, self.prompts))
+        return (
+            {"overall": result["overall"]["value"], "overall_se": result["overall"]["se"]} if result else {}
+        )

@@ -1,0 +1,38 @@
+"""How many threads to compute with: measured, because two can be slower than one on a busy machine."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+
+LARGE_ENOUGH = 1.15  # more threads must be this much faster to be worth it
+
+
+def use_fastest(cores: int | None = None) -> int:
+    """Sets and returns the number of threads, among 1 and all cores, that runs a small training step fastest.
+    SANA_SPRINT_THREADS decides instead where it is set. Raises ValueError when it is no positive number."""
+    chosen = os.environ.get("SANA_SPRINT_THREADS", "")
+    if chosen:
+        if not chosen.isdigit() or chosen == "0":
+            raise ValueError(f"SANA_SPRINT_THREADS={chosen}: must be a positive number of threads")
+        threads = int(chosen)
+    else:
+        cores = cores or len(os.sched_getaffinity(0))
+        one = _seconds(1)
+        threads = cores if cores > 1 and _seconds(cores) * LARGE_ENOUGH < one else 1
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _seconds(threads: int) -> float:
+    torch.set_num_threads(threads)
+    layer = torch.nn.Sequential(torch.nn.Linear(128, 640), torch.nn.SiLU(), torch.nn.Linear(640, 128))
+    x = torch.randn(1024, 128)
+    times = []
+    for _ in range(7):
+        started_at = time.perf_counter()
+        layer(x).square().mean().backward()
+        times.append(time.perf_counter() - started_at)
+    return sorted(times)[len(times) // 2]

@@ -1,0 +1,176 @@
+"""Where a run comes from: the repository, its git commit, the `dvc repro` that started it, digests of its
+inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from sana_sprint import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlflow.tracking import MlflowClient
+
+UPSTREAM = ("prepare", "foundation", "encode", "teacher", "prune", "convert", "distill", "evaluate")
+
+
+PARAM_LENGTH_MAX, METRIC_LENGTH_MAX = 6000, 250  # of MLflow: a param's value, a metric's name
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested mapping as one level with dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a nested mapping under names that MLflow takes for metrics: a caption in a key may
+    hold other characters, which become underscores.
+    """
+    leaves = flat(content)
+    return {
+        re.sub(r"[^/\w.\- :]", "_", key)[:METRIC_LENGTH_MAX]: float(value)
+        for key, value in leaves.items()
+        if isinstance(value, int | float)
+    }
+
+
+def texts(sections: Mapping[str, Any]) -> dict[str, str]:
+    """Returns params sections as MLflow logs them: dotted keys, JSON values."""
+    leaves = flat(sections)
+    return {k: (v if isinstance(v, str) else json.dumps(v))[:PARAM_LENGTH_MAX] for k, v in leaves.items()}
+
+
+def repository(start: Path | None = None) -> Path:
+    """Returns the folder with params.yaml: the current one or the nearest above it. Raises ValueError if none
+    is.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file():
+            return folder
+    raise ValueError(f"{here}: no params.yaml here or above: run this inside the repository")
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def git_tags(root: Path) -> dict[str, str]:
+    """Returns the tags of the git commit and of uncommitted changes; `none` outside a git repository."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": "none", "git_dirty": "unknown"}
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    dirty = "unknown" if changes is None else str(bool(changes)).lower()
+    return {"mlflow.source.git.commit": commit, "git_commit": commit, "git_dirty": dirty}
+
+
+def _mark(one: psutil.Process) -> str:
+    return f"{socket.gethostname()}:{one.pid}:{one.create_time():.2f}"
+
+
+def process() -> str:
+    """Returns the identity of this process: host:pid:start time."""
+    return _mark(psutil.Process())
+
+
+def _is_dvc(one: psutil.Process) -> bool:
+    try:
+        return any(Path(word).name in ("dvc", "dvc.exe") for word in one.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+@functools.cache
+def repro_process() -> str | None:
+    """Returns the identity of the nearest `dvc` above this process, or None when a stage is run by hand."""
+    return next((_mark(one) for one in psutil.Process().parents() if _is_dvc(one)), None)
+
+
+def is_dead(mark: str) -> bool:
+    """Tells whether a process of this machine, named by `process`, has ended. Other machines' are never
+    dead.
+    """
+    host, _, rest = mark.rpartition(":")[0].rpartition(":")
+    started = mark.rpartition(":")[2]
+    if host != socket.gethostname() or not rest.isdigit():
+        return False
+    try:
+        one = psutil.Process(int(rest))
+        return f"{one.create_time():.2f}" != started or one.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Returns the sha256 of dvc.lock and of the data manifest; `none` for one that is not there."""
+    files = {"dvc_lock_sha256": root / "dvc.lock", "data_digest": root / "data/raw/manifest.parquet"}
+    return {key: storage.digest(path) if path.is_file() else "none" for key, path in files.items()}
+
+
+def run_ids(server: MlflowClient, run_id: str, size: str, sections: Mapping[str, Any]) -> dict[str, str]:
+    """Returns `run_<stage>`: the newest finished run of each stage that a model of this size came through, in
+    the experiment of run `run_id`. Stages that DVC took from its cache ran under another parent, perhaps
+    before other params were tried: a run counts only if its logged params are those of `sections`, the
+    profile in use.
+    """
+    rows = server.search_runs(
+        [server.get_run(run_id).info.experiment_id],
+        filter_string="tags.kind = 'stage' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1000,
+    )
+    found: dict[str, str] = {}
+    for row in rows:
+        stage = row.data.tags["stage"]
+        fits = row.data.tags.get("size") in ("", None, size) and _same(row.data.params, stage, sections)
+        if stage in UPSTREAM and fits:
+            found.setdefault(f"run_{stage}", str(row.info.run_id))
+    return found
+
+
+def _same(logged: Mapping[str, str], stage: str, sections: Mapping[str, Any]) -> bool:
+    """Tells whether the params of section `stage` that a run logged are the present ones."""
+    now = texts({stage: sections.get(stage, {})})
+    return all(
+        key in now and _value(now[key]) == _value(value)  # 1 and 1.0 are one param
+        for key, value in logged.items()
+        if key.startswith(f"{stage}.")
+    )
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def user() -> str:
+    """Returns the name of the user at work, for the history of promotions."""
+    return os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"

@@ -1,0 +1,242 @@
+"""Registration: a distilled student becomes a version of an MLflow model, once per set of weights, as
+`challenger`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from sana_sprint import config, storage
+from sana_sprint.registry import card, lineage, store, track
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
+    from sana_sprint.config import Register
+
+CHALLENGER = "challenger"
+REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
+TAG_LENGTH_MAX = 5000
+TOLD = ("prepare.", "prune.sizes.", "prune.healing.steps", "distill.")  # params that the card tells
+
+
+def model_name(params: Register, size: str) -> str:
+    """Returns the name of the registered model of a size."""
+    return f"{params.model_name}-{size}"
+
+
+def judged_by(student: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns how evaluate judged, as mlflow/promotion.yaml names it: scenes, classes or none."""
+    first = next(iter(student.values()))
+    if "overall" not in first:
+        return "none"
+    return "scenes" if "fid_scene_clip" in first else "classes"
+
+
+def compact(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Returns scores without tasks as JSON that fits a tag: {network: {steps: {score: [value, se]}}}."""
+
+    def pairs(at: Mapping[str, Any]) -> dict[str, list[float]]:
+        return {k: [round(v["value"], 6), round(v["se"], 6)] for k, v in at.items() if "value" in v}
+
+    text = json.dumps({who: {n: pairs(at) for n, at in per.items()} for who, per in scores.items()})
+    assert len(text) <= TAG_LENGTH_MAX, f"scores take {len(text)} characters of a tag"
+    return text
+
+
+def requirements() -> list[str]:
+    """Returns what the registered model needs, pinned to what is installed (without local labels such as
+    +cpu).
+    """
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def signature(sampling: Mapping[str, Any]) -> ModelSignature:
+    """Returns the signature: a prompt in, a base64 PNG out, and the params with the defaults of
+    sampling.json.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    defaults: dict[str, tuple[str, Any]] = {
+        "steps": ("long", 4),
+        "seed": ("long", 0),
+        "guidance": ("double", float(sampling["guidance"])),
+        "height": ("long", sampling["height_px"]),
+        "width": ("long", sampling["width_px"]),
+    }
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "png")]),
+        params=ParamSchema([ParamSpec(name, kind, default) for name, (kind, default) in defaults.items()]),
+    )
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+@contextmanager
+def with_card(student: Path, text: str, place: Path) -> Iterator[Path]:
+    """Yields a copy of the student's folder (hard links where the disk allows) with the card as its
+    README.md; the student itself, an output that DVC watches, stays as it is. MLflow names the artefact
+    after the last part of `place`, whose parent is removed afterwards.
+    """
+    shutil.rmtree(place.parent, ignore_errors=True)
+    shutil.copytree(student, place, copy_function=_link, ignore=shutil.ignore_patterns("README.md"))
+    try:
+        (place / "README.md").write_text(text)
+        yield place
+    finally:
+        shutil.rmtree(place.parent, ignore_errors=True)
+
+
+def existing(server: MlflowClient, name: str, weights_digest: str) -> str | None:
+    """Returns the newest version of `name` with these weights, or None."""
+    found = server.search_model_versions(f"name = '{name}' and tags.weights_digest = '{weights_digest}'")
+    return max((str(version.version) for version in found), key=int, default=None)
+
+
+def _logged_model(
+    folder: Path, example: str, sampling: Mapping[str, Any], tags: dict[str, str], run: track.Run
+) -> str:
+    """Returns the id of the LoggedModel that holds the folder."""
+    import mlflow
+    import pandas as pd
+
+    mlflow.set_tracking_uri(run.uri)
+    with mlflow.start_run(run_id=run.run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="student",
+            python_model=str(lineage.repository() / "mlflow" / "sprint_model.py"),
+            artifacts={"pipeline": str(folder)},
+            signature=signature(sampling),
+            input_example=(pd.DataFrame({"prompt": [example]}), {"steps": 1}),
+            pip_requirements=requirements(),
+            tags=tags,
+        )
+    # leaving the block ended the run; the stage that owns it is still at work
+    store.client(run.uri).update_run(run.run_id, status="RUNNING")
+    assert logged.model_id is not None
+    return str(logged.model_id)
+
+
+def _record_scores(server: MlflowClient, run_id: str, model_id: str, evaluation: Mapping[str, Any]) -> None:
+    """Records the scores and latencies as metrics of the LoggedModel."""
+    from mlflow.entities import Metric
+
+    now_ms = int(time.time() * 1000)
+    told = {"scores": evaluation["scores"], "latency": evaluation.get("latency", {})}
+    metrics = [
+        Metric(key, value, now_ms, 0, model_id=model_id, run_id=run_id)
+        for key, value in lineage.numbers(told).items()
+    ]
+    for start in range(0, len(metrics), track.METRICS_PER_BATCH):
+        server.log_batch(run_id, metrics=metrics[start : start + track.METRICS_PER_BATCH])
+
+
+def _trained(server: MlflowClient, run_ids: Mapping[str, str]) -> dict[str, str]:
+    """Returns the recorded params of the stages behind the model that its card tells."""
+    params: dict[str, str] = {}
+    for run_id in run_ids.values():
+        params |= server.get_run(run_id).data.params
+    return {key: value for key, value in sorted(params.items()) if key.startswith(TOLD)}
+
+
+def _example(evaluation: Mapping[str, Any]) -> str:
+    """Returns the first prompt that was scored, as the input example."""
+    return str(evaluation["protocol"]["prompts"][0]["caption"])
+
+
+def _checked(student: Path, scores: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns evaluate's JSON and sampling.json. Raises ValueError for what is missing."""
+    evaluation, sampling = storage.read_json(scores), storage.read_json(student / "sampling.json")
+    absent = [key for key in ("protocol", "protocol_digest", "size", "scores") if key not in evaluation]
+    if absent:
+        raise ValueError(f"{scores}: keys {absent} are missing; run `dvc repro evaluate` again")
+    if not (student / "model_index.json").is_file():
+        raise ValueError(
+            f"{student}: no model_index.json, so no diffusers pipeline; run `dvc repro distill` again"
+        )
+    return evaluation, sampling
+
+
+def register(student: Path, scores: Path, params: Register, run: track.Run) -> dict[str, Any]:
+    """Returns the registration: model name, version, whether it is new, URI, digests and lineage. Weights
+    that are registered already get no second version; their scores and the alias `challenger` are brought up
+    to date.
+    """
+    evaluation, sampling = _checked(student, scores)
+    root = lineage.repository()
+    name, digest = model_name(params, evaluation["size"]), storage.digest(student)
+    server = store.client(run.uri)
+    tags = score_tags(evaluation) | {"licence": params.licence, "weights_digest": digest}
+    version = existing(server, name, digest)
+    known = version is not None
+    if version is None:
+        run_ids = lineage.run_ids(server, run.run_id, evaluation["size"], config.read(_profile_file(root)))
+        origin = lineage.git_tags(root) | lineage.digests(root) | run_ids
+        origin |= {"run_parent": run.parent_id, "run_register": run.run_id}
+        text = card.write(params, evaluation, sampling, origin, _trained(server, run_ids))
+        with with_card(
+            student, text, root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline"
+        ) as folder:
+            model_id = _logged_model(folder, _example(evaluation), sampling, tags | origin, run)
+        tags |= origin | {"model_id": model_id, "profile": config.profile(root)}
+        version = _new_version(server, name, model_id, tags, params.description, run)
+    else:
+        for key, value in tags.items():
+            server.set_model_version_tag(name, version, key, value)
+    made = server.get_model_version(name, version)
+    _record_scores(server, run.run_id, made.tags["model_id"], evaluation)
+    server.log_model_artifact(made.tags["model_id"], str(scores), "evaluation")
+    server.set_registered_model_alias(name, CHALLENGER, version)
+    keep = {key: value for key, value in made.tags.items() if key != "scores"}
+    called = {"name": name, "version": int(version), "uri": f"models:/{name}/{version}", "alias": CHALLENGER}
+    return called | {"new": not known, "model_id": made.tags["model_id"], "tags": keep}
+
+
+def _profile_file(root: Path) -> Path:
+    return root / "profiles" / f"{config.profile(root)}.yaml"
+
+
+def score_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the version's tags that promotion reads, so that it needs no working tree."""
+    return {
+        "size": evaluation["size"],
+        "protocol_digest": evaluation["protocol_digest"],
+        "judged_by": judged_by(evaluation["scores"]["student"]),
+        "scores": compact(evaluation["scores"]),
+    }
+
+
+def _new_version(
+    server: MlflowClient, name: str, model_id: str, tags: dict[str, str], description: str, run: track.Run
+) -> str:
+    """Returns the number of a new version, whose tags are there from its first moment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        server.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{model_id}"
+    made = server.create_model_version(
+        name, source, run.run_id, tags=tags, description=description, model_id=model_id
+    )
+    return str(made.version)

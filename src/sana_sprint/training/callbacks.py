@@ -1,0 +1,106 @@
+"""What every training does besides its step: say how far it is, keep its curves, stop when it breaks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning as L
+import torch
+
+from sana_sprint import storage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Recorder(Protocol):
+    """Where metrics and pictures go; registry.track.Recorder is one."""
+
+    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
+        """Records numbers."""
+
+    def picture(self, image: Any, name: str, step: int | None = None) -> None:
+        """Records a picture."""
+
+
+class Progress(L.Callback):
+    """Prints a line every few seconds: step, newest metrics, steps per second, time left."""
+
+    def __init__(self, name: str, steps: int, start: int = 0, every_s: float = 5.0) -> None:
+        self.name, self.steps, self.start, self.every_s = name, steps, start, every_s
+        self.started_at = self.said_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self.started_at = self.said_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Says where the run is."""
+        done, now = batch["step"] + 1, time.monotonic()
+        if not trainer.is_global_zero or (now - self.said_at < self.every_s and done < self.steps):
+            return
+        self.said_at = now
+        per_s = (done - self.start) / max(now - self.started_at, 1e-9)
+        left_s = (self.steps - done) / max(per_s, 1e-9)
+        numbers = "  ".join(f"{k} {float(v):.4g}" for k, v in list(trainer.callback_metrics.items())[:6])
+        line = f"{self.name}  {done}/{self.steps}  {numbers}  {per_s:.1f}/s  {left_s / 60:.0f}m{left_s % 60:02.0f}s left"
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+class Curves(L.Callback):
+    """Keeps every `every`-th value of the logged metrics, sends them to the recorder in batches, and writes them to
+    a JSON file {name: [[step, value], ...]} when training ends."""
+
+    def __init__(self, path: Path, recorder: Recorder | None, every: int, start: int = 0) -> None:
+        self.path, self.recorder, self.every = path, recorder, every
+        self.points: dict[str, list[list[float]]] = defaultdict(list)
+        if start and path.exists():
+            for name, points in storage.read_json(path).items():
+                self.points[name] = [p for p in points if p[0] <= start]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes down the metrics of a step."""
+        step = batch["step"] + 1
+        if not trainer.is_global_zero or step % self.every:
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        for name, value in values.items():
+            self.points[name].append([step, value])
+        if self.recorder:
+            self.recorder.metrics(values, step)
+
+    def last(self) -> dict[str, float]:
+        """Returns the newest value of every metric."""
+        return {name: points[-1][1] for name, points in self.points.items()}
+
+    def save(self) -> None:
+        """Writes the curves so far."""
+        storage.write_json(self.path, self.points)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the curves."""
+        if trainer.is_global_zero:
+            self.save()
+
+
+class StopOnNonFinite(L.Callback):
+    """Stops with a clear line when a logged value is not finite; nothing is masked."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at the newest metrics."""
+        for name, value in trainer.callback_metrics.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"step {batch['step'] + 1}: {name} is {float(value)}; lower the learning rate of this stage or look "
+                    "for broken rows in its input"
+                )

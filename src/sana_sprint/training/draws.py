@@ -1,0 +1,80 @@
+"""Randomness and batches as pure functions of (seed, step): a resumed run, and a run on another number of workers,
+sees the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sana_sprint.models.networks import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sana_sprint.data.loader import Latents
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a global batch that fall to one worker."""
+
+    rank: int
+    world: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """Returns this worker's contiguous rows. Raises ValueError if the batch cannot be shared out."""
+        if len(x) % self.world:
+            raise ValueError(
+                f"a global batch of {len(x)} cannot be shared by {self.world} workers; change SANA_SPRINT_WORKERS"
+            )
+        return x.chunk(self.world)[self.rank]
+
+
+class Draws:
+    """Random numbers of one step, drawn for the global batch on the CPU and cut to a worker's share."""
+
+    def __init__(self, seed: int, step: int, batch: int, share: Share, device: torch.device | str) -> None:
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        self.batch, self.share, self.device = batch, share, device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns N(0, 1) numbers (B, *shape)."""
+        return self._mine(torch.randn(self.batch, *shape, generator=self.generator))
+
+    def uniform(self) -> Tensor:
+        """Returns numbers in [0, 1) (B,)."""
+        return self._mine(torch.rand(self.batch, generator=self.generator))
+
+    def choice(self, values: Sequence[float]) -> Tensor:
+        """Returns a value per sample (B,), all equally likely."""
+        index = torch.randint(len(values), (self.batch,), generator=self.generator)
+        return self._mine(torch.tensor(values, dtype=torch.float32)[index])
+
+    def _mine(self, x: Tensor) -> Tensor:
+        return self.share.of(x).to(self.device)
+
+
+class Batches(Dataset):
+    """Item k is the worker's share of the batch of step k: {"step", "x_0", "embeds", "mask"}."""
+
+    def __init__(self, latents: Latents, batch: int, seed: int, steps: int, share: Share) -> None:
+        self.latents, self.batch, self.seed, self.steps, self.share = latents, batch, seed, steps, share
+
+    def __len__(self) -> int:
+        """Returns the number of steps."""
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """Returns the batch of a step."""
+        rows = self.share.of(self.latents.batch(step, self.batch, self.seed))
+        embeds, mask = self.latents.text(rows)
+        return {"step": step, "x_0": self.latents.x[rows], "embeds": embeds, "mask": mask}
+
+
+def text_of(batch: dict[str, Any]) -> Text:
+    """Returns the captions of a batch."""
+    return Text(batch["embeds"], batch["mask"])

@@ -1,0 +1,132 @@
+"""Rectified-flow training: the foundation's base model, the teacher fine-tune, and healing
+of a pruned student against the guided teacher."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sana_sprint.maths import ema, flow, times
+from sana_sprint.maths.trigflow import over
+from sana_sprint.models import networks
+from sana_sprint.models.networks import Text
+from sana_sprint.training import callbacks, draws, optim
+
+if TYPE_CHECKING:
+    from diffusers import SanaTransformer2DModel
+    from torch.utils.data import Dataset
+
+    from sana_sprint.config import Flow
+
+
+class FlowTraining(L.LightningModule):
+    """Trains a transformer on v = z - x_0 with caption dropout; `averaged` holds its EMA."""
+
+    def __init__(self, transformer: SanaTransformer2DModel, null: Text, params: Flow, seed: int) -> None:
+        super().__init__()
+        self.transformer, self.null, self.params, self.seed = transformer, null, params, seed
+        self.averaged = copy.deepcopy(transformer).requires_grad_(False).eval()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Returns AdamW over the trained weights."""
+        return optim.adamw(self.transformer.parameters(), self.params.optimizer)
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        """Returns the loss of one step."""
+        x_0, step = batch["x_0"], batch["step"]
+        optim.set_lr(self.optimizers(), self.params.optimizer, step, self.params.steps)
+        numbers = draws.Draws(self.seed, step, len(x_0), draws.Share(0, 1), x_0.device)
+        s_B = times.logit_normal(numbers.normal(), self.params.time_mean, self.params.time_std)
+        z = numbers.normal(*x_0.shape[1:])
+        loss = self.loss(batch, x_0, z, s_B, numbers)
+        self.log("loss", loss.detach())
+        return loss
+
+    def loss(self, batch: dict[str, Any], x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
+        """Returns the flow loss with dropped captions."""
+        text = self.text(draws.text_of(batch), numbers.uniform() < self.params.caption_dropout)
+        v = networks.flow_velocity(self.transformer, text)
+        return flow.loss(v(flow.interpolate(x_0, z, s_B), s_B).float(), x_0, z)
+
+    def text(self, text: Text, dropped_B: Tensor) -> Text:
+        """Returns the captions, the dropped ones replaced by the empty caption and its mask."""
+        null = self.null.to(dropped_B.device)
+        return Text(
+            torch.where(over(dropped_B, text.embeds), null.embeds, text.embeds),
+            torch.where(dropped_B[:, None], null.mask, text.mask),
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradient and logs its norm."""
+        weights = [p for p in self.transformer.parameters() if p.grad is not None]
+        self.log("grad_norm", nn.utils.clip_grad_norm_(weights, self.params.optimizer.grad_norm_max))
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], index: int) -> None:
+        """Moves the average."""
+        ema.update(
+            self.averaged.parameters(), self.transformer.parameters(), self.params.ema_decay, batch["step"]
+        )
+
+
+class Healing(FlowTraining):
+    """Heals a pruned student: a share of samples learns the data's flow with guidance 1, the rest the guided
+    teacher's velocity at a guidance scale of its own."""
+
+    def __init__(
+        self,
+        student: SanaTransformer2DModel,
+        teacher: SanaTransformer2DModel,
+        null: Text,
+        params: Flow,
+        seed: int,
+        guidance: list[float],
+        flow_share: float,
+    ) -> None:
+        super().__init__(student, null, params, seed)
+        self.guidance, self.flow_share = guidance, flow_share
+        self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: not a part of this module's weights
+
+    def on_fit_start(self) -> None:
+        """Moves the frozen teacher to where the student is."""
+        self._teacher[0].to(self.device)
+
+    def loss(self, batch: dict[str, Any], x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
+        """Returns the mean squared error against each sample's target."""
+        text, guidance_B = draws.text_of(batch), numbers.choice(self.guidance)
+        on_data_B = numbers.uniform() < self.flow_share
+        x_s = flow.interpolate(x_0, z, s_B)
+        with torch.no_grad():
+            target = networks.guided_velocity(
+                self._teacher[0], text, self.null.to(x_0.device), guidance_B
+            )(x_s, s_B)
+            target = torch.where(on_data_B[:, None, None, None], z - x_0, target)
+        guidance_B = torch.where(on_data_B, torch.ones_like(guidance_B), guidance_B)
+        v = networks.flow_velocity(self.transformer, text, guidance_B)(x_s, s_B)
+        return (v.float() - target.float()).square().mean()
+
+
+def fit(
+    module: L.LightningModule,
+    data: Dataset,
+    steps: int,
+    extra: list[L.Callback],
+    name: str,
+    precision: str = "32-true",
+) -> None:
+    """Runs `steps` optimiser steps over data[0], data[1], ... on one device, with progress and a non-finite stop."""
+    trainer = L.Trainer(
+        max_steps=steps,
+        precision=precision,  # type: ignore[arg-type]
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callbacks.Progress(name, steps), callbacks.StopOnNonFinite(), *extra],
+    )
+    trainer.fit(module, DataLoader(data, batch_size=None, shuffle=False))

@@ -1,0 +1,72 @@
+"""From teacher to pruned and healed student: depth, width, guidance embedding, healing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sana_sprint.data.loader import Latents
+from sana_sprint.maths import flow as flow_maths
+from sana_sprint.maths import importance, times
+from sana_sprint.models import bundle, networks, prune
+from sana_sprint.models.networks import Text
+from sana_sprint.training import draws, flow
+
+if TYPE_CHECKING:
+    import lightning as L
+    from diffusers import SanaTransformer2DModel
+
+    from sana_sprint.config import Prune, Size
+
+
+def cut(
+    params: Prune, size: Size, teacher: SanaTransformer2DModel, data: Latents
+) -> tuple[SanaTransformer2DModel, dict[str, float]]:
+    """Returns the teacher cut to a size with a silent guidance embedder, and the importance of every block. Raises
+    ValueError for a size larger than the teacher."""
+    config = teacher.config
+    if size.layers > config.num_layers or size.heads > config.num_attention_heads:
+        raise ValueError(
+            f"prune.sizes: {size.layers} layers and {size.heads} heads do not fit into a teacher of "
+            f"{config.num_layers} layers and {config.num_attention_heads} heads"
+        )
+    scores = prune.block_importance(teacher, lambda: calibrate(params, teacher, data))
+    smaller = prune.keep_blocks(teacher, importance.keep(scores, size.layers))
+    if size.heads < config.num_attention_heads or size.mlp_ratio < config.mlp_ratio:
+        calibrate(params, smaller, data).backward()
+        smaller = prune.narrow(smaller, size.heads, size.mlp_ratio)
+    found = {f"block_importance/{i}": float(score) for i, score in enumerate(scores)}
+    return networks.embed_guidance(smaller), found
+
+
+def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> torch.Tensor:
+    """Returns the flow loss of a network on the calibration samples, over all times."""
+    rows = data.batch(0, params.calibration_samples, params.seed)
+    numbers = draws.Draws(params.seed, 0, len(rows), draws.Share(0, 1), "cpu")
+    x_0 = data.x[rows]
+    s_B = times.logit_normal(numbers.normal(), params.healing.time_mean, params.healing.time_std)
+    z = numbers.normal(*x_0.shape[1:])
+    v = networks.flow_velocity(network, Text(*data.text(rows)))
+    return flow_maths.loss(v(flow_maths.interpolate(x_0, z, s_B), s_B), x_0, z)
+
+
+def heal(
+    params: Prune, name: str, student: SanaTransformer2DModel, teacher: Path, data: Latents, extra: list[L.Callback]
+) -> SanaTransformer2DModel:
+    """Returns the healed student's EMA."""
+    torch.manual_seed(params.seed)
+    module = flow.Healing(
+        student.train(),
+        bundle.load_transformer(teacher),
+        Text(*data.null),
+        params.healing,
+        params.seed,
+        params.guidance,
+        params.flow_share,
+    )
+    steps = params.healing.steps
+    batches = draws.Batches(data, params.healing.batch, params.seed, steps, draws.Share(0, 1))
+    flow.fit(module, batches, steps, extra, f"heal {name}")
+    return module.averaged.eval()

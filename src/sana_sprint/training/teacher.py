@@ -1,0 +1,32 @@
+"""The teacher fine-tune (arXiv:2503.09641, section 3.1): dense time, QK-norm, all layers together, EMA saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sana_sprint.data.loader import Latents
+from sana_sprint.models import build, bundle
+from sana_sprint.models.networks import Text
+from sana_sprint.training import draws, flow
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from sana_sprint.config import Sampling, Teacher
+
+
+def fine_tune(
+    params: Teacher, sampling: Sampling, foundation: Path, latents: Path, out: Path, extra: list[L.Callback]
+) -> None:
+    """Writes the fine-tuned teacher as a stock SanaPipeline folder that shares the foundation's frozen parts."""
+    torch.manual_seed(params.seed)
+    data = Latents(latents, "train")
+    teacher = build.dense_time(bundle.load_transformer(foundation)).train()
+    module = flow.FlowTraining(teacher, Text(*data.null), params.flow, params.seed)
+    batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
+    flow.fit(module, batches, params.flow.steps, extra, "teacher", params.precision)
+    averaged = module.averaged.eval()
+    bundle.save_teacher(out, averaged, bundle.load_frozen_parts(foundation), sampling.teacher_shift)

@@ -1,0 +1,116 @@
+"""A small prepared corpus, judges trained on it for a moment, and tiny pipelines: real classes, random
+weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sana_sprint import config
+from sana_sprint.data import prepare, scenes
+from sana_sprint.evaluation import evaluate, judge_stage
+
+OPTIMIZER = config.Optimizer(
+    lr=1e-3, betas=[0.9, 0.98], weight_decay=0.1, warmup_steps=2, decay_share=1.0, grad_norm_max=1.0
+)
+SAMPLING = config.Sampling(
+    height_px=64,
+    width_px=64,
+    guidance=3.0,
+    teacher_guidance=3.0,
+    teacher_steps=3,
+    teacher_shift=3.0,
+    max_tokens=16,
+    instruction=[],
+    times={
+        "1": [1.5708, 0.0],
+        "2": [1.5683, 1.3, 0.0],
+        "3": [1.5683, 1.3, 0.8, 0.0],
+        "4": [1.5683, 1.3, 1.1, 0.6, 0.0],
+    },
+)
+VALUES = {
+    "seed": 1,
+    "judge": "scenes",
+    "prompts_per_task": 4,
+    "batch": 5,
+    "fid_images": 24,
+    "latency_runs": 2,
+}
+EVALUATE = config.Evaluate(**{key: VALUES[key] for key in config.Evaluate.model_fields})
+
+
+def train_judge(**changes) -> config.Judge:
+    values = {
+        "kind": "train", "seed": 0, "width": 24, "layers": 1, "heads": 2, "embedding": 16, "patch_px": 16,
+        "vocabulary": 96, "max_tokens": 16, "steps": 3, "batch": 16, "classifier_steps": 0, "optimizer": OPTIMIZER,
+    }  # fmt: skip
+    return config.Judge(model=config.TrainJudge(**values | changes))
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "raw"
+    source = config.Scenes(
+        kind="scenes",
+        shapes=["circle", "square", "triangle"],
+        colours=["red", "green", "blue", "yellow"],
+        counts=[2, 3],
+        train_images=96,
+        eval_images=120,
+        heldout_share=0.17,
+        task_weights=dict.fromkeys(scenes.TASKS, 1.0),
+    )
+    params = config.Prepare(
+        seed=0, resolution_px=64, images_per_shard=50, max_source_pixels=10**6, source=source
+    )
+    prepare.run(params, folder.parent / "source", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judge(raw, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "judge"
+    judge_stage.run(train_judge(), raw, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(sprint_folder, tmp_path_factory) -> Path:
+    import torch
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        SanaPipeline,
+        SanaSprintPipeline,
+        SanaTransformer2DModel,
+    )
+
+    torch.manual_seed(1)
+    sprint = SanaSprintPipeline.from_pretrained(sprint_folder)
+    shape = dict(sprint.transformer.config) | {"guidance_embeds": False, "timestep_scale": 0.001}
+    parts = {"tokenizer": sprint.tokenizer, "text_encoder": sprint.text_encoder, "vae": sprint.vae}
+    transformer = SanaTransformer2DModel.from_config(shape)
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    SanaPipeline(**parts, transformer=transformer, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(sprint_folder, teacher_folder, raw, judge, tmp_path_factory) -> evaluate.Folders:
+    base = tmp_path_factory.mktemp("evaluate")
+    return evaluate.Folders(sprint_folder, sprint_folder, teacher_folder, raw, judge, base / "cache")
+
+
+@pytest.fixture(scope="session")
+def outcome(folders) -> evaluate.Outcome:
+    return evaluate.run(EVALUATE, SAMPLING, 0.5, folders, "small")
+
+
+@pytest.fixture
+def empty(tmp_path) -> Path:
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    return tmp_path

@@ -1,0 +1,152 @@
+"""Evaluate's JSON: what the contract says, the same twice, held-out apart; its cache and its grids."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sana_sprint import storage
+from sana_sprint.evaluation import classifier, evaluate, generate, plots, protocol, sheets
+from sana_sprint.evaluation.judges import Verdict
+from sana_sprint.evaluation.protocol import Prompt
+from tests.evaluation.conftest import EVALUATE, SAMPLING, train_judge
+
+MODELS = {"student": {"1", "2", "3", "4"}, "undistilled": {"1", "2", "3", "4"}, "teacher": {"3"}}
+
+
+def timeless(result):
+    return json.dumps({k: v for k, v in result.items() if k != "latency"}, sort_keys=True)
+
+
+def test_the_result_has_every_model_step_count_and_score(outcome):
+    result = outcome.result
+    assert {model: set(by_steps) for model, by_steps in result["scores"].items()} == MODELS
+    keys = {"overall", "tasks", "seen", "heldout", "fid_scene_clip", "clip_score"}
+    for by_steps in result["scores"].values():
+        for score in by_steps.values():
+            assert set(score) == keys
+            assert len(score["tasks"]) == 6
+            assert all(set(part) == {"value", "se", "n"} for part in score["tasks"].values())
+            assert all(set(score[k]) == {"value", "se"} for k in keys - {"tasks"})
+    assert {model: set(by_steps) for model, by_steps in result["latency"].items()} == {
+        "student": MODELS["student"],
+        "teacher": MODELS["teacher"],
+    }
+    timed = result["latency"]["student"]["1"]
+    assert set(timed) == {"p50_s", "p95_s", "images_per_s", "peak_memory_mb"}
+    assert 0 < timed["p50_s"] <= timed["p95_s"]
+    assert timed["images_per_s"] > 0
+    assert timed["peak_memory_mb"] > 50
+    assert result["protocol_digest"] == protocol.digest(result["protocol"])
+
+
+def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tmp_path):
+    again = evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
+    assert timeless(again.result) == timeless(outcome.result)
+    assert again.verdicts == outcome.verdicts
+
+
+def test_overall_is_the_mean_of_tasks_and_heldout_stands_apart():
+    prompts = [
+        Prompt(i, str(i), "c", "a" if i < 4 else "b", "heldout" if i % 2 else "seen", {}) for i in range(6)
+    ]
+    right = [True, False, True, False, True, True]
+    score = evaluate.by_task(prompts, [Verdict(r, "") for r in right])
+    assert score["tasks"]["a"]["value"] == 0.5
+    assert score["tasks"]["b"] == {"value": 1.0, "se": score["tasks"]["b"]["se"], "n": 2}
+    assert score["overall"]["value"] == 0.75  # not 4/6: tasks weigh the same
+    assert score["seen"]["value"] == 1.0
+    assert score["heldout"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    errors = [score["tasks"][task]["se"] for task in "ab"]
+    assert score["overall"]["se"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2, abs=1e-6)
+
+
+def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_anew(
+    outcome, folders, monkeypatch
+):
+    (path,) = folders.cache.glob("*.npy")
+    cached = np.load(path)
+    drawn = []
+    original = generate.Loaded.teacher
+    monkeypatch.setattr(
+        generate.Loaded, "teacher", lambda self, c, n: drawn.append(len(c)) or original(self, c, n)
+    )
+    court = evaluate.summon(EVALUATE, folders.judge, outcome.prompts)
+    loaded = generate.load(folders.teacher, SAMPLING, 0.5)
+    fresh = evaluate.Outcome(copy.deepcopy(outcome.result), outcome.prompts, {"teacher": {}}, {"teacher": {}})
+    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders)
+    assert 5 not in drawn  # latency alone: batches of 1 and 16
+    assert timeless(fresh.result) == timeless(outcome.result)
+    path.write_bytes(path.read_bytes()[:-100])
+    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders)
+    assert 5 in drawn
+    assert np.array_equal(np.load(path), cached)
+
+
+def test_classes_are_tasks_and_none_has_no_verdicts(folders, judge, raw, tmp_path):
+    from sana_sprint.data import manifest, shards
+
+    own = tmp_path / "judge"
+    import shutil
+
+    shutil.copytree(judge, own)
+    eval_rows = manifest.read(raw, "eval")
+    two = sorted({row.caption for row in eval_rows})[:2]
+    pictures = shards.stack(raw, "eval")
+    classifier.train(
+        train_judge(classifier_steps=2).model, pictures, [two[i % 2] for i in range(len(pictures))]
+    ).save(own / "classifier")
+    chosen = [row for row in eval_rows if row.caption in two]
+    params = EVALUATE.model_copy(update={"judge": "classes"})
+    prompts = protocol.prompts(chosen, params)
+    for kind, names in (
+        ("classes", {"overall", "tasks", "seen", "fid_corpus_clip", "clip_score"}),
+        ("none", {"fid_corpus_clip", "clip_score"}),
+    ):
+        court = evaluate.summon(params.model_copy(update={"judge": kind}), own, prompts)
+        outcome = evaluate.Outcome({"scores": {"student": {}}}, prompts, {"student": {}}, {"student": {}})
+        drawn = np.random.default_rng(0).integers(0, 255, (len(prompts), 64, 64, 3), dtype=np.uint8)
+        evaluate.enter(outcome, court, "student", "1", drawn)
+        score = outcome.result["scores"]["student"]["1"]
+        assert set(score) - {"heldout"} == names
+        if kind == "classes":
+            assert set(score["tasks"]) == set(two)
+
+
+def test_grids_hold_the_shown_pictures_and_every_verdict(outcome, tmp_path):
+    evaluate.write_grids(outcome, tmp_path / "small")
+    names = {p.name for p in (tmp_path / "small").iterdir()}
+    steps = {f"{k}_step.png" for k in (1, 2, 3, 4)}
+    assert names == steps | {"teacher.png", "teacher_vs_student.png", "verdicts.json"}
+    content = storage.read_json(tmp_path / "small/verdicts.json")
+    assert len(content["verdicts"]["student"]["1"]) == len(content["prompts"]) == 24
+    with Image.open(tmp_path / "small/2_step.png") as sheet:
+        tile = sheets.cut(sheet, 7, tuple(content["tile_px"]))
+    assert np.array_equal(np.asarray(tile), outcome.shown["student"]["2"][7])
+
+
+def test_plots_are_png_and_the_same_twice(outcome, tmp_path):
+    result = json.loads(json.dumps(outcome.result))
+    for write in (plots.scores, plots.tasks):
+        write(result, tmp_path / "a.png")
+        write(result, tmp_path / "b.png")
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+        assert Image.open(tmp_path / "a.png").width > 300
+
+
+def test_mlflow_gets_numbers_under_plain_names(outcome):
+    flat = evaluate.headline(outcome.result)
+    assert flat["student.1.overall"] == outcome.result["scores"]["student"]["1"]["overall"]["value"]
+    assert "latency.teacher.3.p50_s" in flat
+    assert all(isinstance(v, float | int) for v in flat.values())
+
+
+def test_a_missing_time_list_or_judge_is_named(folders, tmp_path):
+    short = SAMPLING.model_copy(update={"times": {"1": [1.5708, 0.0]}})
+    with pytest.raises(ValueError, match=r"sampling\.times"):
+        evaluate.run(EVALUATE, short, 0.5, folders, "small")
+    with pytest.raises(ValueError, match="judge"):
+        evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, judge=tmp_path), "small")

@@ -1,0 +1,145 @@
+"""The console command: what each command prints and writes, and its one line and exit code when it cannot."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sana_sprint import cli, config, storage
+from sana_sprint.registry import promote
+from tests.registry.conftest import NAME, SIZE, empty_store, evaluation, registered, repository, server
+
+__all__ = ["empty_store", "registered", "repository", "server"]
+
+
+def call(*words, code=0):
+    """Returns what a command printed; the error line comes last."""
+    answer = CliRunner().invoke(cli.app, list(words))
+    assert answer.exit_code == code, answer.output
+    assert "Traceback" not in answer.output
+    return answer.output
+
+
+def refused(*words):
+    """Returns the error line of a command that cannot do what it is told."""
+    last = call(*words, code=1).strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
+
+
+def champion(server):
+    return promote.version_of(server, NAME, promote.CHAMPION)
+
+
+def test_generate_draws_with_the_newest_student_and_names_the_file(repository, sprint_folder):
+    student = repository / "data/models/student/base"
+    student.parent.mkdir(parents=True)
+    student.symlink_to(sprint_folder)
+    told = call("generate", "Two red circles!", "--steps", "1", "--seed", "3")
+    assert told.startswith("two-red-circles-1-steps-seed-3.png: 64 x 64 px, 1 steps, seed 3, by data/models")
+    assert Image.open(repository / "two-red-circles-1-steps-seed-3.png").size == (64, 64)
+
+
+def test_generate_prefers_the_champion_and_takes_a_file_name(registered, repository):
+    registered(evaluation(0.3, 0.5))
+    call("promote", NAME)
+    told = call("generate", "a red circle", "--out", "out/one.png", "--guidance", "2.0")
+    assert f"by models:/{NAME}@champion" in told
+    assert Image.open(repository / "out/one.png").format == "PNG"
+
+
+def test_generate_refuses_by_name(repository, sprint_folder):
+    assert "no model_index.json there" in refused("generate", "a red circle")
+    assert "no time list for 3 steps" in refused(
+        "generate", "a", "--model", str(sprint_folder), "--steps", "3"
+    )
+    assert "the prompt is empty" in refused("generate", " ", "--model", str(sprint_folder))
+    assert "models:/none@champion" in refused("generate", "a", "--model", "models:/none@champion")
+
+
+def test_promote_prints_every_gate_and_says_why_not(registered, server):
+    registered(evaluation(0.10, 0.50))
+    table = call("promote", "--size", SIZE, code=1)
+    assert "overall at 1 step" in table
+    assert ">= 0.220" in table
+    assert "fails" in table
+    line = table.strip().splitlines()[-1]
+    assert line == (
+        f"error: {NAME} version 1 is not promoted, there is still no champion: "
+        "overall at 1 step: 0.100 ± 0.020, asked >= 0.220"
+    )
+    assert champion(server) is None
+
+
+def test_promote_rollback_and_history_go_together(registered, server):
+    registered(evaluation(0.3, 0.5))
+    assert "champion is now version 1 (was none)" in call("promote")
+    registered(evaluation(0.4, 0.6), weights="second")
+    assert "champion is now version 2 (was 1)" in call("promote", NAME)
+    assert "version 2 is the champion already" in call("promote", NAME, "--version", "2")
+    assert "champion is version 1 again (was 2)" in call("rollback", "--size", SIZE)
+    assert str(champion(server).version) == "1"
+    told = call("history")
+    assert f"{NAME}, champion: version 1" in told
+    assert told.count("promote") == 2
+    assert told.count("rollback") == 1
+    assert "is the first champion" in refused("rollback", NAME)
+
+
+def test_promote_without_models_says_what_to_do(repository):
+    assert "none is registered; run `dvc repro` first" in refused("promote")
+    assert "no version has the alias 'challenger'" in refused("promote", "--size", "huge")
+
+
+def test_an_unreachable_server_is_one_line(repository, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "tracking server http://127.0.0.1:9 cannot be used" in refused("history")
+
+
+def test_use_switches_the_profile_and_keeps_comments(repository):
+    (repository / "profiles/mine.yaml").write_text((repository / "profiles/demo.yaml").read_text())
+    assert "profile: mine" in call("use", "mine")
+    assert (repository / "params.yaml").read_text() == "# the profile in use\nprofile: mine\n"
+    line = refused("use", "minee")
+    assert "no profile 'minee'; there are: " in line
+    assert "demo, " in line
+    assert config.profile() == "mine"
+
+
+def test_outside_a_repository_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no params.yaml here or above" in refused("summary")
+
+
+@pytest.fixture
+def finished(registered, repository):
+    """A repository after a whole run, as summary sees it."""
+    registration = registered(evaluation(0.3, 0.5))
+    storage.write_json(repository / f"data/reports/registration/{SIZE}.json", registration)
+    return repository
+
+
+def test_summary_tells_places_scores_versions_and_next_commands(finished):
+    told = call("summary")
+    for part in ("data/reports/index.html", "data/grids", "data/mlflow/mlflow.db", "make ui"):
+        assert part in told
+    assert f"registered: {NAME} version 1, alias challenger" in told
+    assert f"sana-sprint promote {NAME}" in told
+    assert 'sana-sprint generate "two red circles" --steps 1' in told
+    scores = [line.split("│")[1:-1] for line in told.splitlines() if line.count("│") == 6]
+    assert [[cell.strip() for cell in row] for row in scores] == [
+        [SIZE, "teacher", "20", "overall", "0.700 ± 0.020"],
+        [SIZE, "student", "1", "overall", "0.300 ± 0.020"],
+        [SIZE, "student", "2", "overall", "0.400 ± 0.020"],
+        [SIZE, "student", "4", "overall", "0.500 ± 0.020"],
+    ]
+
+
+def test_summary_before_the_first_run_says_what_to_do(repository):
+    assert "run `dvc repro` first" in refused("summary")
+
+
+def test_a_broken_score_file_is_named(finished):
+    (finished / f"data/metrics/evaluate/{SIZE}.json").write_text(json.dumps({})[:1])
+    assert f"{SIZE}.json: not valid JSON" in refused("summary")
