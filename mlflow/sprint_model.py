@@ -49,9 +49,7 @@ class SprintModel(mlflow.pyfunc.PythonModel):
         pictures = [picture for group in groups for picture in self.draw(group, **asked)]
         return pd.DataFrame({"png": [encoded(picture) for picture in pictures]})
 
-    def draw(
-        self, prompts: list[str], steps: int, seed: int, guidance: float, height: int, width: int
-    ) -> list[Any]:
+    def draw(self, prompts: list[str], steps: int, seed: int, guidance: float, height: int, width: int) -> list[Any]:
         """Returns a PIL picture for each prompt."""
         import torch
 

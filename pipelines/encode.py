@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sana_sprint import config, storage
 from sana_sprint.data import latents
+from sana_sprint.models import threads
 from sana_sprint.registry import track
 
 
@@ -13,6 +14,7 @@ def main() -> None:
     """Runs the stage in the repository root."""
     params, sampling = config.load(config.Encode), config.load(config.Sampling)
     with track.stage("encode", encode=params, sampling=sampling) as run:
+        threads.use_fastest()
         summary = latents.encode(
             params, sampling, Path("data/raw"), Path("data/models/foundation"), Path("data/latents")
         )

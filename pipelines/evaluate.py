@@ -10,6 +10,7 @@ from PIL import Image
 
 from sana_sprint import config, storage
 from sana_sprint.evaluation import evaluate, plots
+from sana_sprint.models import threads
 from sana_sprint.registry import track
 
 
@@ -30,6 +31,7 @@ def main() -> None:
         cache=Path("data/cache/evaluate"),
     )
     with track.stage("evaluate", size=size, evaluate=params, sampling=sampling, trigflow=trigflow) as run:
+        threads.use_fastest()
         outcome = evaluate.run(params, sampling, trigflow.sigma_d, folders, size)
         evaluate.write_grids(outcome, grids)
         plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))

@@ -16,9 +16,7 @@ def main() -> None:
         threads.use_fastest()
         models = Path("data/models")
         watch = callbacks.Curves(Path("data/metrics/curves/teacher.json"), run.recorder(), 20)
-        teacher.fine_tune(
-            params, sampling, models / "foundation", Path("data/latents"), models / "teacher", [watch]
-        )
+        teacher.fine_tune(params, sampling, models / "foundation", Path("data/latents"), models / "teacher", [watch])
         run.metrics(watch.last())
 
 

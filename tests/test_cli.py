@@ -51,9 +51,7 @@ def test_generate_prefers_the_champion_and_takes_a_file_name(registered, reposit
 
 def test_generate_refuses_by_name(repository, sprint_folder):
     assert "no model_index.json there" in refused("generate", "a red circle")
-    assert "no time list for 3 steps" in refused(
-        "generate", "a", "--model", str(sprint_folder), "--steps", "3"
-    )
+    assert "no time list for 3 steps" in refused("generate", "a", "--model", str(sprint_folder), "--steps", "3")
     assert "the prompt is empty" in refused("generate", " ", "--model", str(sprint_folder))
     assert "models:/none@champion" in refused("generate", "a", "--model", "models:/none@champion")
 

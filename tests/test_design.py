@@ -70,9 +70,7 @@ def test_deps_are_the_code_that_the_script_imports(stage: str, imports) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_output_lies_in_data_and_every_other_dep_is_made_or_tracked(stage: str) -> None:
-    outputs = [
-        p for s in PIPELINE.values() for kind in ("outs", "metrics", "plots") for p in paths(s.get(kind, []))
-    ]
+    outputs = [p for s in PIPELINE.values() for kind in ("outs", "metrics", "plots") for p in paths(s.get(kind, []))]
     assert all(p.startswith("data/") for p in outputs)
     grown = {p.replace("${item.size}", size) for p in outputs for size in ("small", "base")} | set(outputs)
     for dep in paths(PIPELINE[stage]["deps"]):
@@ -109,9 +107,7 @@ def test_closure_follows_imports_in_functions_and_not_those_for_types(tmp_path: 
         "    from sana_sprint.models import heads\n"
         "    config.load(config.Prepare), config.load(config.TrigFlow)\n"
     )
-    files = {
-        f"src/sana_sprint/{f}.py" for f in ("config", "models/heads", "models/networks", "maths/trigflow")
-    }
+    files = {f"src/sana_sprint/{f}.py" for f in ("config", "models/heads", "models/networks", "maths/trigflow")}
     assert files <= set(design_closure.closure(path, imports))
     assert "src/sana_sprint/evaluation/scene_parser.py" not in design_closure.closure(path, imports)
     assert design_closure.sections(path) == {"prepare", "trigflow"}
@@ -122,16 +118,12 @@ def test_closure_follows_imports_in_functions_and_not_those_for_types(tmp_path: 
 
 @pytest.mark.parametrize("folder", ["mlflow", "data"])
 def test_top_level_folder_is_no_package(folder: str) -> None:
-    assert not list((ROOT / folder).glob("__init__.py")), (
-        f"{folder}/__init__.py would shadow an installed package"
-    )
+    assert not list((ROOT / folder).glob("__init__.py")), f"{folder}/__init__.py would shadow an installed package"
 
 
 def test_import_mlflow_is_the_installed_package() -> None:
     command = "import importlib.util; print(importlib.util.find_spec('mlflow').origin)"
-    run = subprocess.run(
-        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     origin = Path(run.stdout.strip())
     assert origin.name == "__init__.py"
     assert ROOT / "mlflow" not in origin.parents

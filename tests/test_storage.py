@@ -77,9 +77,7 @@ def test_nothing_stands_at_the_place_while_it_is_written(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_the_older_content_and_no_half(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_an_exception_leaves_the_older_content_and_no_half(tmp_path: Path, error: type[BaseException]) -> None:
     write_folder(tmp_path / "out", "old")
     storage.write_text(tmp_path / "file", "old")
 
@@ -235,9 +233,7 @@ def test_a_write_past_the_limit_leaves_nothing_and_the_next_one_succeeds(
     write: Callable[[Path], str], tmp_path: Path
 ) -> None:
     def limit() -> None:
-        signal.signal(
-            signal.SIGXFSZ, signal.SIG_IGN
-        )  # the write then fails with an OSError, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails with an OSError, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     process = child(write(tmp_path), tmp_path, preexec_fn=limit)
@@ -299,9 +295,7 @@ def test_digest_sees_content_names_and_what_is_missing(tmp_path: Path) -> None:
 
 def test_digest_of_a_file_is_plain_sha256(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
-    assert (
-        storage.digest(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
+    assert storage.digest(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_digest_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -133,9 +133,7 @@ def promote(
     if verdict.before == verdict.version:
         typer.echo(f"{verdict.name}: version {verdict.version} is the champion already")
     else:
-        typer.echo(
-            f"{verdict.name}: champion is now version {verdict.version} (was {verdict.before or 'none'})"
-        )
+        typer.echo(f"{verdict.name}: champion is now version {verdict.version} (was {verdict.before or 'none'})")
 
 
 @command

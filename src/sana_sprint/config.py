@@ -7,6 +7,7 @@ environment, never from here.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ Scale = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """A section or a part of one: unknown keys, wrong types and missing values are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrigFlow(Section):
@@ -50,7 +51,7 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _lists_fall_to_zero(self) -> Sampling:
         for steps, times in self.times.items():
-            falls = all(a > b for a, b in zip(times, times[1:], strict=False))
+            falls = all(a > b for a, b in itertools.pairwise(times))
             if not steps.isdigit() or len(times) != int(steps) + 1 or times[-1] != 0 or not falls:
                 raise ValueError(f"times.{steps} must be {steps} falling times and a closing 0, got {times}")
             if times[0] > 1.5708:

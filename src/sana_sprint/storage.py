@@ -119,8 +119,8 @@ def read_json(path: Path) -> Any:
 def digest(path: Path) -> str:
     """Returns the sha256 (64 hex digits) of a file, or of a folder's file names and contents in sorted order."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder")
     total = hashlib.sha256()

@@ -131,9 +131,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("a/b.png", "a_b.png"), ("x.jpg", "x.png"), ("x.y.png", "x_y.png")]
-)
+@pytest.mark.parametrize(("first", "second"), [("a/b.png", "a_b.png"), ("x.jpg", "x.png"), ("x.y.png", "x_y.png")])
 def test_two_pictures_with_one_key_are_refused_naming_both(tmp_path, first, second):
     for name in (first, second):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -85,9 +85,7 @@ def test_pixels_go_in_as_the_stock_image_processor_scales_them(scenes_raw, stock
 
 
 @pytest.mark.parametrize("instruction", [(), INSTRUCTION])
-def test_text_is_what_the_stock_pipelines_see_at_inference(
-    scenes_raw, foundation, stock, tmp_path, instruction
-):
+def test_text_is_what_the_stock_pipelines_see_at_inference(scenes_raw, foundation, stock, tmp_path, instruction):
     encode(scenes_raw, foundation, tmp_path / "latents", instruction=instruction)
     data = loader.Latents(tmp_path / "latents", "eval")
     captions = [row.caption for row in manifest.read(scenes_raw, "eval")]
@@ -111,9 +109,7 @@ def test_text_is_what_the_stock_pipelines_see_at_inference(
 def test_captions_and_pictures_belong_together(scenes_raw, encoded):
     for split in ("train", "eval"):
         data = loader.Latents(encoded, split)
-        assert [data.sentences[row] for row in data.captions] == [
-            r.caption for r in manifest.read(scenes_raw, split)
-        ]
+        assert [data.sentences[row] for row in data.captions] == [r.caption for r in manifest.read(scenes_raw, split)]
     assert data.sentences[0] == ""
     assert len(set(data.sentences)) == len(data.sentences)
 
@@ -182,9 +178,7 @@ def test_a_foundation_that_is_not_whole_is_named(scenes_raw, foundation, tmp_pat
     shutil.copytree(foundation, tmp_path / "foundation")
     (path,) = (tmp_path / "foundation/vae").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(
-        ValueError, match=r"foundation: no readable foundation .*run `dvc repro -f foundation`"
-    ):
+    with pytest.raises(ValueError, match=r"foundation: no readable foundation .*run `dvc repro -f foundation`"):
         encode(scenes_raw, tmp_path / "foundation", tmp_path / "latents")
     with pytest.raises(ValueError, match=r"nowhere.*no such file or folder"):
         encode(scenes_raw, tmp_path / "nowhere", tmp_path / "latents")

@@ -15,17 +15,10 @@ def folder(tmp_path):
         ("b", "train", range(5, 8)),
         ("c", "eval", range(8, 10)),
     ):
-        latents = (
-            torch.tensor(list(numbers), dtype=torch.float32)
-            .reshape(-1, 1, 1, 1)
-            .expand(-1, 2, 3, 4)
-            .contiguous()
-        )
+        latents = torch.tensor(list(numbers), dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 2, 3, 4).contiguous()
         captions = 1 + torch.tensor(list(numbers)) % 3
         save_file({"latents": latents, "captions": captions}, tmp_path / f"{name}.safetensors")
-        shards.append(
-            {"file": f"{name}.safetensors", "split": split, "count": len(numbers), "source_sha256": ""}
-        )
+        shards.append({"file": f"{name}.safetensors", "split": split, "count": len(numbers), "source_sha256": ""})
     embeds = torch.arange(4.0).reshape(4, 1, 1).expand(4, 6, 5).contiguous()
     save_file({"embeds": embeds, "mask": torch.ones(4, 6, dtype=torch.int64)}, tmp_path / "t.safetensors")
     index = {"shards": shards, "captions_file": "t.safetensors", "captions": ["", "x", "y", "z"]}
@@ -79,9 +72,7 @@ def test_a_batch_depends_on_seed_and_step_alone(folder):
 def test_a_missing_or_truncated_file_is_named(folder, name):
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-8])
-    with pytest.raises(
-        ValueError, match=rf"{name}: corrupt .*; delete the file and run `dvc repro -f encode`"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}: corrupt .*; delete the file and run `dvc repro -f encode`"):
         loader.Latents(folder, "train")
     (folder / name).unlink()
     with pytest.raises(ValueError, match=rf"{name}: no such file; run `dvc repro -f encode`"):
@@ -89,9 +80,7 @@ def test_a_missing_or_truncated_file_is_named(folder, name):
 
 
 def test_a_file_that_does_not_fit_the_index_is_named(folder):
-    save_file(
-        {"latents": torch.zeros(4, 2, 3, 4), "captions": torch.zeros(4).long()}, folder / "a.safetensors"
-    )
+    save_file({"latents": torch.zeros(4, 2, 3, 4), "captions": torch.zeros(4).long()}, folder / "a.safetensors")
     with pytest.raises(ValueError, match=r"a.safetensors: not 5 pictures"):
         loader.Latents(folder, "train")
     save_file({"latents": torch.zeros(5, 2, 3, 4)}, folder / "a.safetensors")

@@ -43,9 +43,7 @@ def test_a_folder_gives_equal_bytes_wherever_it_stands(tmp_path, own):
 def test_evaluation_is_balanced_over_tasks_and_half_held_out(scenes_raw):
     rows = rows_of(scenes_raw, "eval")
     counts = {task: sum(row.task == task for row in rows) for task in {row.task for row in rows}}
-    assert counts == dict.fromkeys(
-        ("single_object", "two_object", "counting", "colors", "position", "color_attr"), 6
-    )
+    assert counts == dict.fromkeys(("single_object", "two_object", "counting", "colors", "position", "color_attr"), 6)
     heldout = {task: sum(row.task == task and row.group == "heldout" for row in rows) for task in counts}
     assert heldout == {
         "single_object": 0,

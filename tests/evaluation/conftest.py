@@ -1,9 +1,7 @@
-"""A small prepared corpus, judges trained on it for a moment, and tiny pipelines: real classes, random
-weights."""
+"""A small prepared corpus, judges trained on it for a moment, tiny pipelines: real classes, random weights."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,15 +29,7 @@ SAMPLING = config.Sampling(
         "4": [1.5683, 1.3, 1.1, 0.6, 0.0],
     },
 )
-VALUES = {
-    "seed": 1,
-    "judge": "scenes",
-    "prompts_per_task": 4,
-    "batch": 5,
-    "fid_images": 24,
-    "latency_runs": 2,
-}
-EVALUATE = config.Evaluate(**{key: VALUES[key] for key in config.Evaluate.model_fields})
+EVALUATE = config.Evaluate(seed=1, judge="scenes", prompts_per_task=4, batch=5, latency_runs=2)
 
 
 def train_judge(**changes) -> config.Judge:
@@ -63,9 +53,7 @@ def raw(tmp_path_factory) -> Path:
         heldout_share=0.17,
         task_weights=dict.fromkeys(scenes.TASKS, 1.0),
     )
-    params = config.Prepare(
-        seed=0, resolution_px=64, images_per_shard=50, max_source_pixels=10**6, source=source
-    )
+    params = config.Prepare(seed=0, resolution_px=64, images_per_shard=50, max_source_pixels=10**6, source=source)
     prepare.run(params, folder.parent / "source", folder)
     return folder
 
@@ -107,10 +95,3 @@ def folders(sprint_folder, teacher_folder, raw, judge, tmp_path_factory) -> eval
 @pytest.fixture(scope="session")
 def outcome(folders) -> evaluate.Outcome:
     return evaluate.run(EVALUATE, SAMPLING, 0.5, folders, "small")
-
-
-@pytest.fixture
-def empty(tmp_path) -> Path:
-    shutil.rmtree(tmp_path)
-    tmp_path.mkdir()
-    return tmp_path

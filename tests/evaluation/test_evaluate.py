@@ -50,9 +50,7 @@ def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tm
 
 
 def test_overall_is_the_mean_of_tasks_and_heldout_stands_apart():
-    prompts = [
-        Prompt(i, str(i), "c", "a" if i < 4 else "b", "heldout" if i % 2 else "seen", {}) for i in range(6)
-    ]
+    prompts = [Prompt(i, str(i), "c", "a" if i < 4 else "b", "heldout" if i % 2 else "seen", {}) for i in range(6)]
     right = [True, False, True, False, True, True]
     score = evaluate.by_task(prompts, [Verdict(r, "") for r in right])
     assert score["tasks"]["a"]["value"] == 0.5
@@ -64,16 +62,12 @@ def test_overall_is_the_mean_of_tasks_and_heldout_stands_apart():
     assert score["overall"]["se"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2, abs=1e-6)
 
 
-def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_anew(
-    outcome, folders, monkeypatch
-):
+def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_anew(outcome, folders, monkeypatch):
     (path,) = folders.cache.glob("*.npy")
     cached = np.load(path)
     drawn = []
     original = generate.Loaded.teacher
-    monkeypatch.setattr(
-        generate.Loaded, "teacher", lambda self, c, n: drawn.append(len(c)) or original(self, c, n)
-    )
+    monkeypatch.setattr(generate.Loaded, "teacher", lambda self, c, n: drawn.append(len(c)) or original(self, c, n))
     court = evaluate.summon(EVALUATE, folders.judge, outcome.prompts)
     loaded = generate.load(folders.teacher, SAMPLING, 0.5)
     fresh = evaluate.Outcome(copy.deepcopy(outcome.result), outcome.prompts, {"teacher": {}}, {"teacher": {}})
@@ -96,9 +90,9 @@ def test_classes_are_tasks_and_none_has_no_verdicts(folders, judge, raw, tmp_pat
     eval_rows = manifest.read(raw, "eval")
     two = sorted({row.caption for row in eval_rows})[:2]
     pictures = shards.stack(raw, "eval")
-    classifier.train(
-        train_judge(classifier_steps=2).model, pictures, [two[i % 2] for i in range(len(pictures))]
-    ).save(own / "classifier")
+    classifier.train(train_judge(classifier_steps=2).model, pictures, [two[i % 2] for i in range(len(pictures))]).save(
+        own / "classifier"
+    )
     chosen = [row for row in eval_rows if row.caption in two]
     params = EVALUATE.model_copy(update={"judge": "classes"})
     prompts = protocol.prompts(chosen, params)

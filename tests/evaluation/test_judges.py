@@ -75,12 +75,12 @@ def test_a_judge_of_classes_needs_two_captions_and_a_trained_classifier(tmp_path
 
 def test_clip_learns_to_tell_captions_apart_and_survives_saving(tmp_path):
     fast = OPTIMIZER.model_copy(update={"lr": 3e-3})
-    clip = clip_judge.train(
-        train_judge(steps=150, batch=32, patch_px=8, optimizer=fast).model, *digits(200, 0)
-    )
+    clip = clip_judge.train(train_judge(steps=150, batch=32, patch_px=8, optimizer=fast).model, *digits(200, 0))
     pictures, captions = digits(40, 1)
     features = clip.pictures(pictures)
-    assert clip_judge.retrieval(clip, features, captions)["accuracy"] > 0.9
+    found = clip_judge.retrieval(clip, features, captions)
+    assert found["accuracy"] > 0.9
+    assert found["ranking"] == found["accuracy"]  # of two captions
     clip.save(tmp_path / "clip")
     loaded = clip_judge.load(tmp_path / "clip")
     assert torch.equal(loaded.pictures(pictures), features)
@@ -94,9 +94,7 @@ def test_equal_captions_in_a_batch_count_as_matches():
     same = torch.tensor([0, 0, 1, 1])
     scale = torch.tensor(5.0)
     perfect = clip_judge.contrastive(texts, texts, scale, same)
-    assert float(perfect) == pytest.approx(
-        float(torch.tensor(2.0).log()), abs=1e-4
-    )  # the entropy of two equal matches
+    assert float(perfect) == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-4)  # the entropy of two equal matches
     assert clip_judge.contrastive(texts.flip(0), texts, scale, same) > 10
 
 
@@ -116,9 +114,7 @@ def test_the_stage_takes_public_weights_from_a_folder_and_says_what_it_lacks(raw
     given = config.Judge(model=config.LoadJudge(kind="load", clip=str(judge / "clip")))
     summary = judge_stage.run(given, raw, tmp_path / "judge")
     assert summary["clip"] == "load"
-    assert storage.digest(tmp_path / "judge/reference.safetensors") == storage.digest(
-        judge / "reference.safetensors"
-    )
+    assert storage.digest(tmp_path / "judge/reference.safetensors") == storage.digest(judge / "reference.safetensors")
     lacking = config.Judge(model=config.LoadJudge(kind="load", clip=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="nowhere"):
         judge_stage.run(lacking, raw, tmp_path / "other")

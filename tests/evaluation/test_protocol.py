@@ -27,10 +27,7 @@ def test_tasks_with_heldout_rows_are_half_heldout(raw):
 
 
 def test_prompts_do_not_depend_on_the_order_of_rows():
-    rows = [
-        row(f"eval-{i:03d}", f"a {i}", "x" if i % 3 else "y", "heldout" if i % 2 else "seen")
-        for i in range(30)
-    ]
+    rows = [row(f"eval-{i:03d}", f"a {i}", "x" if i % 3 else "y", "heldout" if i % 2 else "seen") for i in range(30)]
     assert protocol.prompts(rows, EVALUATE) == protocol.prompts(rows[::-1], EVALUATE)
 
 
@@ -55,8 +52,7 @@ def test_an_empty_split_is_refused():
 def test_noise_is_a_function_of_seed_prompt_and_step():
     shape = (4, 2, 2)
     draws = [
-        protocol.noise(*key, shape)
-        for key in ((1, 2, 0), (2, 2, 0), (1, 3, 0), (1, 2, 1), (1, 23, 0), (12, 3, 0))
+        protocol.noise(*key, shape) for key in ((1, 2, 0), (2, 2, 0), (1, 3, 0), (1, 2, 1), (1, 23, 0), (12, 3, 0))
     ]
     assert torch.equal(draws[0], protocol.noise(1, 2, 0, shape))
     assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
@@ -82,9 +78,7 @@ def test_the_digest_changes_with_every_part_and_the_teachers_key_only_with_its_o
         "prompts": protocol.describe(prompts[1:], EVALUATE, SAMPLING, 0.5, judge),
         "seed": protocol.describe(prompts, EVALUATE.model_copy(update={"seed": 2}), SAMPLING, 0.5, judge),
         "judge": protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge | {"digest": "b"}),
-        "times": protocol.describe(
-            prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge
-        ),
+        "times": protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge),
         "guidance": protocol.describe(
             prompts, EVALUATE, SAMPLING.model_copy(update={"teacher_guidance": 4.0}), 0.5, judge
         ),

@@ -137,9 +137,7 @@ def time_embedding(network: SanaTransformer2DModel, t: Tensor, autocast: bool) -
         return network.time_embed(t, hidden_dtype=torch.bfloat16 if autocast else t.dtype, **extra)[1]
 
 
-@pytest.mark.parametrize(
-    "make", [tiny.transformer, lambda: student().transformer], ids=["teacher", "student"]
-)
+@pytest.mark.parametrize("make", [tiny.transformer, lambda: student().transformer], ids=["teacher", "student"])
 def test_time_embedding_stays_float32_under_autocast(make) -> None:
     t = torch.linspace(0.9, 1.0, 500)
     network = make()

@@ -43,9 +43,7 @@ def address(registered, repository, tmp_path):
     uri = registered(evaluation(0.3, 0.5))["uri"]
     port, log = free_port(), tmp_path / "serve.log"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["PATH"] = (
-        f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # as when activated
-    )
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # as when activated
     environment["MLFLOW_TRACKING_URI"] = store.tracking_uri(repository)
     words = ["models", "serve", "-m", uri, "--env-manager", "local", "--port", str(port), "--workers", "1"]
     with log.open("w") as output:

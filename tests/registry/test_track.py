@@ -85,9 +85,7 @@ def test_stages_run_by_hand_have_a_parent_of_their_own(script, server):
 
 def test_a_killed_stage_is_marked_by_the_next_run(script, server):
     words = [sys.executable, "pipelines/one.py", "endless"]
-    with subprocess.Popen(
-        words, env=os.environ | {"PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE
-    ) as endless:
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(SOURCE)}, stdout=subprocess.PIPE) as endless:
         assert endless.stdout.readline() == b"ready\n"
         endless.send_signal(signal.SIGKILL)
     assert {run.info.status for run in runs(server)} == {"RUNNING"}
@@ -103,9 +101,7 @@ def test_an_unreachable_server_is_told_in_one_line_at_once(script):
     assert time.monotonic() - started < 45
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
-    assert answer.stderr.startswith(
-        f"error: stage teacher: tracking server {address.replace('someone:secret@', '')}"
-    )
+    assert answer.stderr.startswith(f"error: stage teacher: tracking server {address.replace('someone:secret@', '')}")
     assert "make ui" in answer.stderr
     assert "unset MLFLOW_TRACKING_URI" in answer.stderr
     assert python("pipelines/one.py", "teacher").returncode == 0

@@ -124,9 +124,7 @@ def facts(rows: Sequence[manifest.Row]) -> pd.DataFrame:
 
 def heldout_pairs(rows: Sequence[manifest.Row]) -> set[tuple[str, str]]:
     """Returns the held-out (colour, shape) pairs: the first object of each caption in the group heldout."""
-    demands = [
-        manifest.truth(row)["demand"]["objects"][0] for row in rows if row.group == "heldout" and row.task
-    ]
+    demands = [manifest.truth(row)["demand"]["objects"][0] for row in rows if row.group == "heldout" and row.task]
     return {(first["colour"], first["shape"]) for first in demands}
 
 
@@ -147,13 +145,9 @@ def read_suite(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: needs a list 'expectations' of {{type, kwargs, severity}}")
     for number, rule in enumerate(rules, start=1):
         if not isinstance(rule, dict) or set(rule) != {"type", "kwargs", "severity"}:
-            raise ValueError(
-                f"{path}: expectation {number} must have exactly type, kwargs and severity, got {rule!r}"
-            )
+            raise ValueError(f"{path}: expectation {number} must have exactly type, kwargs and severity, got {rule!r}")
         if rule["severity"] not in SEVERITIES:
-            raise ValueError(
-                f"{path}: expectation {number}: severity {rule['severity']!r} is none of {SEVERITIES}"
-            )
+            raise ValueError(f"{path}: expectation {number}: severity {rule['severity']!r} is none of {SEVERITIES}")
     return rules
 
 
@@ -239,15 +233,11 @@ def quarantine(params: config.Validate, rows: int, faults: Sequence[manifest.Fau
     """Returns the verdict on the share of pictures that prepare left out."""
     share = len(faults) / max(1, rows + len(faults))
     holds = share <= params.quarantine_share_max
-    rule = (
-        f"share of pictures left out at most {params.quarantine_share_max:g} (validate.quarantine_share_max)"
-    )
+    rule = f"share of pictures left out at most {params.quarantine_share_max:g} (validate.quarantine_share_max)"
     if not holds:
         found = f"{len(faults)} of {rows + len(faults)}"
         rule += f", found {found}{prepare.named(list(faults))}: mend or delete these"
-    return Verdict(
-        "quarantine", rule, "critical", holds, len(faults), tuple(f.name for f in faults[:EXAMPLES])
-    )
+    return Verdict("quarantine", rule, "critical", holds, len(faults), tuple(f.name for f in faults[:EXAMPLES]))
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -261,9 +251,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 def markdown(report: Report, suite: str, faults: Sequence[manifest.Fault]) -> str:
     """Returns the page validation.md."""
-    holds = (
-        "all critical rules hold" if not report.broken else f"{len(report.broken)} critical rules are broken"
-    )
+    holds = "all critical rules hold" if not report.broken else f"{len(report.broken)} critical rules are broken"
     parts = [f"# Validation, suite {suite}: {holds}", f"{report.rows} rows, {len(report.verdicts)} rules."]
     fallen = [verdict for verdict in report.verdicts if not verdict.holds]
     if fallen:

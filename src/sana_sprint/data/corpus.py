@@ -92,9 +92,7 @@ def task_weights(source: Scenes) -> np.ndarray:
     """Returns the probabilities of the six tasks in training, (6,)."""
     unknown = sorted(set(source.task_weights) - set(scenes.TASKS))
     if unknown:
-        raise ValueError(
-            f"prepare.source.task_weights: {unknown} are no tasks; choose from {list(scenes.TASKS)}"
-        )
+        raise ValueError(f"prepare.source.task_weights: {unknown} are no tasks; choose from {list(scenes.TASKS)}")
     weights = np.array([source.task_weights.get(task, 0.0) for task in scenes.TASKS])
     if weights.sum() <= 0:
         raise ValueError("prepare.source.task_weights: all are 0; give at least one task a weight")

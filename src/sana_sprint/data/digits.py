@@ -37,15 +37,9 @@ def write(folder: Path) -> int:
         for name, digit in zip(names, digits.target, strict=True)
     ]
     expected = {*names, "metadata.jsonl"}
-    present = (
-        {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        if folder.is_dir()
-        else set()
-    )
+    present = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
     if present - expected:
-        raise ValueError(
-            f"{folder}: holds {min(present - expected)}, which is none of the digits; move it away"
-        )
+        raise ValueError(f"{folder}: holds {min(present - expected)}, which is none of the digits; move it away")
     if present == expected and (folder / "metadata.jsonl").read_text() == "".join(lines):
         return len(names)
     with storage.whole_folder(folder) as whole:

@@ -91,9 +91,7 @@ def unique_keys(source: Path, names: list[str]) -> None:
     for name in names:
         other = owners.setdefault(key_of(name), name)
         if other != name:
-            raise ValueError(
-                f"{source}: {other} and {name} have one key '{key_of(name)}'; rename one of them"
-            )
+            raise ValueError(f"{source}: {other} and {name} have one key '{key_of(name)}'; rename one of them")
 
 
 def from_table(path: Path, names: list[str]) -> dict[str, str]:
@@ -106,9 +104,7 @@ def from_table(path: Path, names: list[str]) -> dict[str, str]:
         if name not in known:
             raise ValueError(f"{line.place}: no picture '{name}' in {path.parent}; add it or delete the line")
         if name in captions:
-            raise ValueError(
-                f"{line.place}: '{name}' has a caption already, {places[name]}; delete one of them"
-            )
+            raise ValueError(f"{line.place}: '{name}' has a caption already, {places[name]}; delete one of them")
         captions[name], places[name] = tidy(line.text, line.place), line.place
     return captions
 
@@ -152,9 +148,7 @@ def field(record: Any, name: str, place: str) -> str:
     """Returns a text column of a record. Raises ValueError naming place and column."""
     if not isinstance(record, dict) or name not in record:
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(
-            f"{place}: the column '{name}' is missing (found {found}); each line needs {COLUMNS}"
-        )
+        raise ValueError(f"{place}: the column '{name}' is missing (found {found}); each line needs {COLUMNS}")
     if not isinstance(record[name], str | None):
         raise ValueError(f"{place}: the column '{name}' must be text, got {record[name]!r:.60}")
     return record[name] or ""
@@ -167,15 +161,11 @@ def csv_lines(path: Path) -> Iterator[Line]:
         header = reader.fieldnames or []
         missing = [name for name in COLUMNS if name not in header]
         if missing:
-            raise ValueError(
-                f"{path} line 1: the column '{missing[0]}' is missing (found {list(header)}); add it"
-            )
+            raise ValueError(f"{path} line 1: the column '{missing[0]}' is missing (found {list(header)}); add it")
         for record in reader:
             if None in record:
                 remedy = "quote a caption that holds commas"
                 raise ValueError(f"{path} line {reader.line_num}: more columns than the header; {remedy}")
             yield Line(f"{path} line {reader.line_num}", *(record[name] or "" for name in COLUMNS))
     except csv.Error as error:
-        raise ValueError(
-            f"{path} after line {reader.line_num}: not valid CSV ({error}); mend the next line"
-        ) from None
+        raise ValueError(f"{path} after line {reader.line_num}: not valid CSV ({error}); mend the next line") from None

@@ -89,9 +89,7 @@ def require_size(sampling: Sampling, rows: Sequence[manifest.Row]) -> None:
         )
 
 
-def planned(
-    params: Encode, sampling: Sampling, rows: Sequence[manifest.Row], raw: Path, foundation: Path
-) -> Plan:
+def planned(params: Encode, sampling: Sampling, rows: Sequence[manifest.Row], raw: Path, foundation: Path) -> Plan:
     """Returns which files a set of rows and encoders needs."""
     source = storage.digest(Path(__file__))
     sentences = ["", *sorted({row.caption for row in rows})]
@@ -99,9 +97,7 @@ def planned(
     prompt = [sampling.max_tokens, sampling.instruction]
     text_key = short([source, params.dtype, sentences, parts, prompt])
     vae = storage.digest(foundation / "vae")
-    digests = {
-        name: storage.digest(raw / shards.FOLDER / name) for name in dict.fromkeys(r.shard for r in rows)
-    }
+    digests = {name: storage.digest(raw / shards.FOLDER / name) for name in dict.fromkeys(r.shard for r in rows)}
     size = [rows[0].height, rows[0].width] if rows else []
     files = {
         name: f"{Path(name).stem}-{short([source, params.dtype, text_key, vae, digest, size])}.safetensors"
@@ -125,9 +121,7 @@ def whole(path: Path) -> bool:
         return False
 
 
-def index(
-    plan: Plan, rows: Sequence[manifest.Row], counts: dict[str, int], foundation: Path
-) -> dict[str, Any]:
+def index(plan: Plan, rows: Sequence[manifest.Row], counts: dict[str, int], foundation: Path) -> dict[str, Any]:
     """Returns the content of index.json."""
     splits = {row.shard: row.split for row in rows}
     return {
@@ -159,9 +153,7 @@ def load(foundation: Path, params: Encode) -> Any:
         )
     except (OSError, SafetensorError) as error:
         reason = pictures.one_line(error)
-        raise ValueError(
-            f"{foundation}: no readable foundation ({reason}); run `dvc repro -f foundation`"
-        ) from error
+        raise ValueError(f"{foundation}: no readable foundation ({reason}); run `dvc repro -f foundation`") from error
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -190,9 +182,7 @@ def latent(pipeline: Any, pixels: np.ndarray) -> Tensor:
     """Returns latents (B, C, H/f, W/f) float32 of pixels (B, H, W, 3) uint8: autoencoder output *
     scaling_factor.
     """
-    images = (
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.vae.device, pipeline.vae.dtype) / 127.5 - 1
-    )
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.vae.device, pipeline.vae.dtype) / 127.5 - 1
     return (pipeline.vae.encode(images).latent.float() * pipeline.vae.config.scaling_factor).cpu()
 
 
@@ -206,9 +196,7 @@ def write_text(pipeline: Any, params: Encode, sampling: Sampling, sentences: lis
         save_file({"embeds": embeds, "mask": mask}, unfinished)
 
 
-def write_shard(
-    pipeline: Any, params: Encode, rows: Sequence[manifest.Row], plan: Plan, raw: Path, out: Path
-) -> None:
+def write_shard(pipeline: Any, params: Encode, rows: Sequence[manifest.Row], plan: Plan, raw: Path, out: Path) -> None:
     """Writes the latents of one shard. Raises ValueError when the shard does not fit the manifest."""
     name = rows[0].shard
     path = raw / shards.FOLDER / name

@@ -155,9 +155,7 @@ def compose(rng: np.random.Generator, world: World, task: str, heldout: bool) ->
     return place(rng, task, f"a {first[1]} {relation} a {second[1]}", demand, [first, second])
 
 
-def place(
-    rng: np.random.Generator, task: str, caption: str, demand: dict, pairs: list[tuple[str, str]]
-) -> Scene:
+def place(rng: np.random.Generator, task: str, caption: str, demand: dict, pairs: list[tuple[str, str]]) -> Scene:
     """Returns the scene with its things at free places, far enough apart, and in the demanded relation."""
     sizes = {1: (24, 28, 32), 2: (20, 22, 24), 3: (16, 18, 20), 4: (16, 18)}[len(pairs)]
     relation = demand.get("relation")

@@ -64,9 +64,7 @@ class Spool:
         return self.file.read(length)
 
 
-def write(
-    folder: Path, rows: Sequence[manifest.Row], spool: Spool, images_per_shard: int
-) -> list[manifest.Row]:
+def write(folder: Path, rows: Sequence[manifest.Row], spool: Spool, images_per_shard: int) -> list[manifest.Row]:
     """Writes shards/{split}-{number:05d}.tar into `folder`; returns the rows, ordered, with their shard's
     name.
     """

@@ -32,16 +32,12 @@ def read(source: Path) -> Iterator[folder.Item | Fault]:
             place = f"{path}: {stem}"
             key = stem.replace("/", "_")
             if key in owners:
-                raise ValueError(
-                    f"{place} and {owners[key]} have one key '{key}'; rename one or drop its tar"
-                )
+                raise ValueError(f"{place} and {owners[key]} have one key '{key}'; rename one or drop its tar")
             owners[key] = place
             name = f"{path.relative_to(source).as_posix()}: {stem}"
             yield sample(name, place, key, {suffix: content for _, suffix, content in group})
     if not owners:
-        raise ValueError(
-            f"{source}: the .tar shards hold no pictures; put them there as img2dataset writes them"
-        )
+        raise ValueError(f"{source}: the .tar shards hold no pictures; put them there as img2dataset writes them")
 
 
 def suffixes(path: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -59,11 +55,7 @@ def sample(name: str, place: str, key: str, parts: dict[str, bytes]) -> folder.I
     if image is None:
         return Fault(name, f"no picture among {sorted(parts)}")
     text = caption(parts, place)
-    return (
-        Fault(name, "neither .txt nor a caption in .json")
-        if text is None
-        else folder.Item(name, key, text, image)
-    )
+    return Fault(name, "neither .txt nor a caption in .json") if text is None else folder.Item(name, key, text, image)
 
 
 def caption(parts: dict[str, bytes], place: str) -> str | None:
@@ -71,9 +63,7 @@ def caption(parts: dict[str, bytes], place: str) -> str | None:
     try:
         texts = {suffix: parts[suffix].decode("utf-8-sig") for suffix in CAPTIONS if suffix in parts}
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{place}: the caption is not UTF-8 text (byte {error.start}); write it as UTF-8"
-        ) from None
+        raise ValueError(f"{place}: the caption is not UTF-8 text (byte {error.start}); write it as UTF-8") from None
     if ".txt" in texts:
         return folder.tidy(texts[".txt"], f"{place}.txt")
     if ".json" not in texts:

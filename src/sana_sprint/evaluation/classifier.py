@@ -74,9 +74,7 @@ def train(params: TrainJudge, pictures: np.ndarray, captions: Sequence[str]) -> 
     """
     known = sorted(set(captions))
     if len(known) < 2:
-        raise ValueError(
-            "judge.model.classifier_steps: the eval split holds one caption, nothing to tell apart; set 0"
-        )
+        raise ValueError("judge.model.classifier_steps: the eval split holds one caption, nothing to tell apart; set 0")
     x, label = shrunk(pictures), torch.tensor([known.index(caption) for caption in captions])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
@@ -94,10 +92,7 @@ def augmented(x: Tensor) -> Tensor:
     """Returns pictures shifted by up to 2 px in each direction, edges repeated, with Gaussian noise."""
     padded = functional.pad(x, [SHIFT_PX] * 4, mode="replicate")
     shifts = torch.randint(0, 2 * SHIFT_PX + 1, (len(x), 2)).tolist()
-    moved = [
-        p[:, top : top + SIZE_PX, left : left + SIZE_PX]
-        for p, (top, left) in zip(padded, shifts, strict=True)
-    ]
+    moved = [p[:, top : top + SIZE_PX, left : left + SIZE_PX] for p, (top, left) in zip(padded, shifts, strict=True)]
     return torch.stack(moved) + NOISE * torch.randn_like(x)
 
 
@@ -109,9 +104,7 @@ def accuracy(classifier: Classifier, pictures: np.ndarray, captions: Sequence[st
 def load(folder: Path) -> Classifier:
     """Returns a saved classifier. Raises ValueError when the judge stage trained none."""
     if not (folder / "model.safetensors").is_file():
-        raise ValueError(
-            f"{folder}: no classifier; judge 'classes' needs judge.model.classifier_steps above 0"
-        )
+        raise ValueError(f"{folder}: no classifier; judge 'classes' needs judge.model.classifier_steps above 0")
     captions = storage.read_json(folder / "config.json")["captions"]
     model = network(len(captions))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)

@@ -181,9 +181,7 @@ def train(params: TrainJudge, pictures: np.ndarray, captions: Sequence[str]) -> 
         torch.manual_seed(params.seed)
         model = make_model(params, tokenizer, size_px)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    clip = Clip(
-        model, tokenizer, {"size": {"shortest_edge": size_px}, "crop_size": {"height": size_px}} | half
-    )
+    clip = Clip(model, tokenizer, {"size": {"shortest_edge": size_px}, "crop_size": {"height": size_px}} | half)
     distinct = sorted(set(captions))
     caption_N = torch.tensor([distinct.index(caption) for caption in captions])
     tokens = encoded(tokenizer, distinct)
@@ -192,23 +190,23 @@ def train(params: TrainJudge, pictures: np.ndarray, captions: Sequence[str]) -> 
         pixels = prepared(list(pictures[rows.numpy()]), clip.preprocessor)
         ids = caption_N[rows]
         images = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-        pooled = model.text_model(
-            tokens.input_ids[ids], attention_mask=tokens.attention_mask[ids]
-        ).pooler_output
+        pooled = model.text_model(tokens.input_ids[ids], attention_mask=tokens.attention_mask[ids]).pooler_output
         return contrastive(images, model.text_projection(pooled), model.logit_scale, ids)
 
-    fitting.fit(
-        model, loss_of, len(pictures), params.steps, params.batch, params.optimizer, params.seed, "judge CLIP"
-    )
+    fitting.fit(model, loss_of, len(pictures), params.steps, params.batch, params.optimizer, params.seed, "judge CLIP")
     return clip
 
 
 def retrieval(clip: Clip, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Returns how often a picture's nearest caption, among the distinct ones given, is its own: {"accuracy",
-    "chance"}.
-    """
+    """Returns how well a picture finds its own caption among the distinct ones given: {"accuracy"} it is the nearest,
+    {"chance"} of that by luck, {"ranking"} the mean share of other captions that are farther (luck: 0.5). "a circle"
+    is true of a red one too, so captions that leave something open are seldom the nearest."""
     distinct = sorted(set(captions))
-    texts = functional.normalize(clip.captions(distinct), dim=1)
-    nearest = (functional.normalize(images, dim=1) @ texts.T).argmax(1).tolist()
-    right = sum(distinct[i] == caption for i, caption in zip(nearest, captions, strict=True))
-    return {"accuracy": right / len(captions), "chance": 1 / len(distinct)}
+    own = torch.tensor([distinct.index(caption) for caption in captions])
+    cosine = functional.normalize(images, dim=1) @ functional.normalize(clip.captions(distinct), dim=1).T
+    farther = (cosine < cosine.gather(1, own[:, None])).sum(1)
+    return {
+        "accuracy": float((cosine.argmax(1) == own).double().mean()),
+        "chance": 1 / len(distinct),
+        "ranking": float(farther.double().mean()) / max(len(distinct) - 1, 1),
+    }

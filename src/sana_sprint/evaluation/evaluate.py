@@ -78,9 +78,7 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
     """
     missing = [steps for steps in protocol.STEPS if str(steps) not in sampling.times]
     if missing:
-        raise ValueError(
-            f"sampling.times: no list for {missing} steps; evaluate draws with {list(protocol.STEPS)}"
-        )
+        raise ValueError(f"sampling.times: no list for {missing} steps; evaluate draws with {list(protocol.STEPS)}")
     prompts = protocol.prompts(manifest.read(folders.raw, "eval"), params)
     court = summon(params, folders.judge, prompts)
     judge = {"kind": params.judge, "digest": storage.digest(folders.judge)}
@@ -106,25 +104,17 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
     return outcome
 
 
-def evaluate_student(
-    outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, model: str, steps: int
-) -> None:
+def evaluate_student(outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, model: str, steps: int) -> None:
     """Adds a student's pictures at one step count to the outcome; times the distilled one."""
     name = f"evaluate {model} {steps}"
-    pictures = generate.pictures(
-        loaded, loaded.student, court.prompts, steps, params.seed, params.batch, name
-    )
+    pictures = generate.pictures(loaded, loaded.student, court.prompts, steps, params.seed, params.batch, name)
     enter(outcome, court, model, str(steps), pictures)
     if model == "student":
-        timed = latency.measure(
-            loaded, loaded.student, court.prompts, steps, params.seed, params.latency_runs
-        )
+        timed = latency.measure(loaded, loaded.student, court.prompts, steps, params.seed, params.latency_runs)
         outcome.result["latency"][model][str(steps)] = timed
 
 
-def evaluate_teacher(
-    outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, folders: Folders
-) -> None:
+def evaluate_teacher(outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, folders: Folders) -> None:
     """Adds the teacher's pictures, drawn or from the cache, and its times."""
     steps = str(loaded.sampling.teacher_steps)
     key = protocol.teacher_digest(outcome.result["protocol"], storage.digest(folders.teacher))
@@ -132,9 +122,7 @@ def evaluate_teacher(
     pictures = cached(path, len(court.prompts))
     if pictures is None:
         name = f"evaluate teacher {steps}"
-        pictures = generate.pictures(
-            loaded, loaded.teacher, court.prompts, 1, params.seed, params.batch, name
-        )
+        pictures = generate.pictures(loaded, loaded.teacher, court.prompts, 1, params.seed, params.batch, name)
         with storage.whole_file(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, pictures)
     enter(outcome, court, "teacher", steps, pictures)

@@ -63,8 +63,6 @@ def fit(
         adamw.step()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise ValueError(
-                f"judge.model.optimizer.lr: the {name} diverged at step {step}; choose a smaller rate"
-            )
+            raise ValueError(f"judge.model.optimizer.lr: the {name} diverged at step {step}; choose a smaller rate")
     model.eval()
     return value

@@ -114,9 +114,7 @@ def load(folder: Path, sampling: Sampling, sigma_d: float) -> Loaded:
     from diffusers import DiffusionPipeline
 
     if not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"{folder}: no model_index.json, so no diffusers pipeline; run `dvc repro` to make it"
-        )
+        raise ValueError(f"{folder}: no model_index.json, so no diffusers pipeline; run `dvc repro` to make it")
     pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
@@ -127,9 +125,7 @@ def load(folder: Path, sampling: Sampling, sigma_d: float) -> Loaded:
 def noises(loaded: Loaded, prompts: Sequence[Prompt], steps: int, seed: int) -> list[Tensor]:
     """Returns one batch of noise (B, C, H, W) per step."""
     shape = loaded.latent_shape
-    return [
-        torch.stack([protocol.noise(seed, p.index, step, shape) for p in prompts]) for step in range(steps)
-    ]
+    return [torch.stack([protocol.noise(seed, p.index, step, shape) for p in prompts]) for step in range(steps)]
 
 
 def pictures(

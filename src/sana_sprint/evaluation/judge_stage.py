@@ -86,9 +86,7 @@ def made_classifier(params: config.TrainJudge, raw: Path, folder: Path) -> dict[
     judge = classifier.train(params, shards.stack(raw, "eval"), captions["eval"])
     judge.save(folder)
     right = metrics.proportion(
-        round(
-            classifier.accuracy(judge, shards.stack(raw, "train"), captions["train"]) * len(captions["train"])
-        ),
+        round(classifier.accuracy(judge, shards.stack(raw, "train"), captions["train"]) * len(captions["train"])),
         len(captions["train"]),
     )
     return {

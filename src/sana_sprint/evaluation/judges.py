@@ -30,9 +30,7 @@ def scenes(pictures: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]:
     """Returns the exact parser's verdicts. Raises ValueError for a prompt without a demand."""
     blank = next((prompt.key for prompt in prompts if not prompt.demand), None)
     if blank is not None:
-        raise ValueError(
-            f"evaluate.judge: 'scenes' needs a demand in the truth of {blank}; choose classes or none"
-        )
+        raise ValueError(f"evaluate.judge: 'scenes' needs a demand in the truth of {blank}; choose classes or none")
     return [Verdict(*scene_parser.judge(x, p.demand)) for x, p in zip(pictures, prompts, strict=True)]
 
 
@@ -46,8 +44,7 @@ def classes(folder: Path) -> Judge:
         read = reader.read(pictures)
         pairs = zip(read, prompts, strict=True)
         return [
-            Verdict(caption == p.caption, "" if caption == p.caption else f"read as {caption}")
-            for caption, p in pairs
+            Verdict(caption == p.caption, "" if caption == p.caption else f"read as {caption}") for caption, p in pairs
         ]
 
     return judge

@@ -73,9 +73,7 @@ def scores(result: dict[str, Any], path: Path) -> None:
     save(fig, path)
 
 
-def draw_model(
-    ax: Axes, by_steps: dict[str, Any], name: str, model: str, style: tuple[str, str, str]
-) -> None:
+def draw_model(ax: Axes, by_steps: dict[str, Any], name: str, model: str, style: tuple[str, str, str]) -> None:
     """Draws one model's score: points with error bars, the teacher as a level with its band."""
     colour, marker, line = style
     values = [by_steps[steps][name] for steps in by_steps]
@@ -106,9 +104,7 @@ def tasks(result: dict[str, Any], path: Path) -> None:
     names = in_order(rows[0][1].get("tasks", {}))
     fig, (ax,) = figure(1, width=max(5.0, 1.3 * len(names)), height=3.3)
     if not names:
-        ax.text(
-            0.5, 0.5, "this profile has no judge of tasks", ha="center", transform=ax.transAxes, color=FAINT
-        )
+        ax.text(0.5, 0.5, "this profile has no judge of tasks", ha="center", transform=ax.transAxes, color=FAINT)
     for number, (title, score) in enumerate(rows):
         places = [i + (number - (len(rows) - 1) / 2) * 0.2 for i in range(len(names))]
         values = [score["tasks"][name] for name in names]

@@ -52,9 +52,7 @@ def prompts(rows: Sequence[manifest.Row], params: Evaluate) -> list[Prompt]:
     a caption, whose rows repeat when they are fewer. Raises ValueError when there are no evaluation rows.
     """
     if not rows:
-        raise ValueError(
-            "data/raw: the eval split is empty; give prepare more pictures or a larger eval share"
-        )
+        raise ValueError("data/raw: the eval split is empty; give prepare more pictures or a larger eval share")
     tasks: dict[str, list[manifest.Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.key):
         tasks[row.caption if params.judge == "classes" else row.task].append(row)
@@ -89,12 +87,7 @@ def shown(chosen: Sequence[Prompt], number: int) -> list[Prompt]:
     for prompt in chosen:
         tasks[prompt.task][prompt.group].append(prompt)
     in_turn = [
-        [
-            p
-            for pair in zip_longest(*(groups[g] for g in sorted(groups, reverse=place % 2 > 0)))
-            for p in pair
-            if p
-        ]
+        [p for pair in zip_longest(*(groups[g] for g in sorted(groups, reverse=place % 2 > 0))) for p in pair if p]
         for place, groups in enumerate(tasks.values())
     ]
     return [p for row in zip_longest(*in_turn) for p in row if p][:number]

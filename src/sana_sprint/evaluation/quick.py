@@ -74,6 +74,4 @@ class Score:
             borrowed, draw, self.prompts, 1, self.params.seed, self.params.batch, "quick score"
         )
         result = evaluate.by_task(self.prompts, self.judge(pictures, self.prompts))
-        return (
-            {"overall": result["overall"]["value"], "overall_se": result["overall"]["se"]} if result else {}
-        )
+        return {"overall": result["overall"]["value"], "overall_se": result["overall"]["se"]} if result else {}

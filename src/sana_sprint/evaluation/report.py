@@ -36,9 +36,7 @@ def run(params: Report, data: Path, page: Path, plot_folder: Path) -> dict[str, 
     """Writes the page and the plots of training curves; returns how many sizes, pictures and curves it
     shows.
     """
-    results = {
-        path.stem: storage.read_json(path) for path in sorted((data / "metrics/evaluate").glob("*.json"))
-    }
+    results = {path.stem: storage.read_json(path) for path in sorted((data / "metrics/evaluate").glob("*.json"))}
     if not results:
         raise ValueError(f"{data / 'metrics/evaluate'}: no scores; run `dvc repro evaluate` to make them")
     results = dict(sorted(results.items(), key=lambda item: item[0] != "small"))
@@ -160,14 +158,9 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     name = "overall" if "overall" in any_score else "clip_score"
     lines = [("teacher", any_score[name])]
     for size, result in results.items():
-        lines += [
-            (f"{size}, {k} step" + "s" * (k != "1"), result["scores"]["student"][k][name]) for k in ("4", "1")
-        ]
+        lines += [(f"{size}, {k} step" + "s" * (k != "1"), result["scores"]["student"][k][name]) for k in ("4", "1")]
     digits = 2 if name == "overall" else 1
-    return [
-        (title, f"{s['value']:.{digits}f}", f"± {s['se']:.{digits}f} {SCORE_NAMES[name]}")
-        for title, s in lines
-    ]
+    return [(title, f"{s['value']:.{digits}f}", f"± {s['se']:.{digits}f} {SCORE_NAMES[name]}") for title, s in lines]
 
 
 def score_table(size: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -265,10 +258,7 @@ def protocol_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     rest = {key: value for key, value in protocol.items() if key not in ("prompts", "student")}
     facts += [(key.replace("_", " "), str(value)) for key, value in flat(rest).items()]
     times = protocol["student"]["times"].items()
-    facts += [
-        (f"times, {steps} step" + "s" * (steps != "1"), ", ".join(f"{t:g}" for t in ts))
-        for steps, ts in times
-    ]
+    facts += [(f"times, {steps} step" + "s" * (steps != "1"), ", ".join(f"{t:g}" for t in ts)) for steps, ts in times]
     return [*facts, *((f"student {key}", str(protocol["student"][key])) for key in ("guidance", "sigma_d"))]
 
 

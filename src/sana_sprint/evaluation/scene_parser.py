@@ -69,9 +69,7 @@ def match(mask: np.ndarray, box: tuple[slice, slice], colour: str) -> Found:
         other = template(shape, width, height)
         overlaps[shape] = float((mask & other).sum() / max((mask | other).sum(), 1))
     shape = max(overlaps, key=overlaps.__getitem__)
-    return Found(
-        shape, colour, box[1].start + width / 2, box[0].start + height / 2, width, height, overlaps[shape]
-    )
+    return Found(shape, colour, box[1].start + width / 2, box[0].start + height / 2, width, height, overlaps[shape])
 
 
 def judge(picture: np.ndarray, demand: dict) -> tuple[bool, str]:

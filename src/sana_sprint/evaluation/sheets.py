@@ -44,9 +44,7 @@ def cut(sheet: Image.Image, number: int, size: tuple[int, int]) -> Image.Image:
     return sheet.crop((left, top, left + size[0], top + size[1]))
 
 
-def comparison(
-    captions: Sequence[str], columns: Mapping[str, Sequence[np.ndarray] | np.ndarray]
-) -> Image.Image:
+def comparison(captions: Sequence[str], columns: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> Image.Image:
     """Returns a row per caption and a titled column per model, pictures enlarged to 128 px or shrunk to 256
     px.
     """

@@ -1,6 +1,6 @@
 """Rectified flow, the teacher's interpolant (SANA, arXiv:2410.10629, section 2.3; arXiv:2209.03003).
 
-    x_s = (1 - s) x_0 + s z,   v = z - x_0,   s in [0, 1], x_0 and z of unit variance
+x_s = (1 - s) x_0 + s z,   v = z - x_0,   s in [0, 1], x_0 and z of unit variance
 """
 
 from torch import Tensor

@@ -2,6 +2,7 @@
 noise of unit variance (B, C, H, W) and a falling list of times that ends in 0, and return clean latents of unit
 variance."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ def ode(F: Velocity, noise: Tensor, times: Sequence[float], sigma_d: float) -> T
     x_s = cos(t - s) x_t - sin(t - s) sigma_d F, DDIM in TrigFlow (arXiv:2410.11081, appendix B.2)."""
     x = noise * sigma_d
     t = torch.tensor(times, dtype=noise.dtype, device=noise.device)
-    for now, after in zip(t[:-1], t[1:], strict=True):
+    for now, after in itertools.pairwise(t):
         F_x = F(x / sigma_d, now.expand(len(x)))
         x = (now - after).cos() * x - (now - after).sin() * sigma_d * F_x
     return x / sigma_d
@@ -42,7 +43,7 @@ def flow_ode(v: Velocity, noise: Tensor, times: Sequence[float]) -> Tensor:
     """Returns x_0 by Euler steps of the rectified-flow ODE; times are flow times s (arXiv:2209.03003, eq. 2)."""
     x = noise
     s = torch.tensor(times, dtype=noise.dtype, device=noise.device)
-    for now, after in zip(s[:-1], s[1:], strict=True):
+    for now, after in itertools.pairwise(s):
         x = x + (after - now) * v(x, now.expand(len(x)))
     return x
 

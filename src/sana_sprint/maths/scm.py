@@ -17,8 +17,8 @@ def derivative(F: Velocity, x: Tensor, t_B: Tensor, dxdt: Tensor, sigma_d: float
     weight_B = t_B.cos() * t_B.sin()
     primals = (x / sigma_d, t_B)
     tangents = (over(weight_B, x) * dxdt / sigma_d, weight_B)
-    F_minus, cos_sin_dF = torch.func.jvp(F, primals, tangents)
-    return F_minus, cos_sin_dF
+    out = torch.func.jvp(F, primals, tangents)
+    return out[0], out[1]
 
 
 def tangent(

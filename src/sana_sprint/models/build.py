@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from sana_sprint.models import networks
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,7 +24,7 @@ def tokenizer(captions: Sequence[str], vocabulary: int) -> GemmaTokenizer:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import GemmaTokenizer
 
-    raw = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106  a token's name, no secret
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.normalizer = normalizers.Replace(" ", "▁")
     raw.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_previous")
     trainer = trainers.BpeTrainer(
@@ -114,8 +116,7 @@ def base_transformer(params: TrainFoundation, sample_size: int) -> SanaTransform
 def dense_time(base: SanaTransformer2DModel) -> SanaTransformer2DModel:
     """Returns the teacher to fine-tune: the base's weights, time fed as s in [0, 1] and RMS-normalised queries and
     keys whose gains start at one (arXiv:2503.09641, section 3.1)."""
-    config = dict(base.config) | {"qk_norm": "rms_norm_across_heads", "timestep_scale": 0.001}
-    teacher = type(base).from_config(config)
+    teacher = networks.reshaped(base, qk_norm="rms_norm_across_heads", timestep_scale=0.001)
     gains = {k: v for k, v in teacher.state_dict().items() if ".norm_q." in k or ".norm_k." in k}
     teacher.load_state_dict(gains | base.state_dict(), strict=True)
     return teacher

@@ -74,9 +74,7 @@ def save_teacher(folder: Path, transformer: SanaTransformer2DModel, frozen: dict
     """Writes a stock SanaPipeline folder with SANA's flow scheduler, whole or not at all."""
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline
 
-    scheduler = DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift
-    )
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift)
     with storage.whole_folder(folder) as unfinished:
         SanaPipeline(transformer=transformer, scheduler=scheduler, **frozen).save_pretrained(unfinished)
 

@@ -59,9 +59,7 @@ def head(width: int, virtual_batch: int) -> nn.Sequential:
         conv = nn.Conv1d(width, width, taps, padding=taps // 2, padding_mode="circular")
         return [spectral_norm(conv), LocalBatchNorm(width, virtual_batch), nn.LeakyReLU(0.2)]
 
-    return nn.Sequential(
-        *block(1), Residual(nn.Sequential(*block(9))), spectral_norm(nn.Conv1d(width, 1, 1))
-    )
+    return nn.Sequential(*block(1), Residual(nn.Sequential(*block(9))), spectral_norm(nn.Conv1d(width, 1, 1)))
 
 
 class Heads(nn.Module):
@@ -78,9 +76,7 @@ class Heads(nn.Module):
         return torch.cat([h(x.transpose(1, 2)).squeeze(1) for h, x in pairs], dim=1)
 
 
-def features(
-    teacher: SanaTransformer2DModel, blocks: list[int], x: Tensor, t_B: Tensor, text: Text
-) -> list[Tensor]:
+def features(teacher: SanaTransformer2DModel, blocks: list[int], x: Tensor, t_B: Tensor, text: Text) -> list[Tensor]:
     """Returns the outputs (B, N, width) of the teacher's tapped blocks at TrigFlow latents x = x_t / sigma_d and
     times t_B. Gradient flows to x, never to the teacher's frozen weights."""
     from sana_sprint.maths import trigflow

@@ -71,9 +71,7 @@ def time_in_float32(transformer: SanaTransformer2DModel) -> None:
     transformer.time_embed.forward = partial(forward, transformer.time_embed)
 
 
-def flow_velocity(
-    transformer: SanaTransformer2DModel, text: Text, guidance_B: Tensor | None = None
-) -> Velocity:
+def flow_velocity(transformer: SanaTransformer2DModel, text: Text, guidance_B: Tensor | None = None) -> Velocity:
     """Returns v(x_s, s_B), the network's rectified-flow velocity for these captions. `guidance_B` is the guidance
     scale embedded by a student; a teacher takes none."""
     scale = time_scale(transformer)
@@ -94,9 +92,7 @@ def flow_velocity(
     return v
 
 
-def guided_velocity(
-    transformer: SanaTransformer2DModel, text: Text, null: Text, scale_B: Tensor
-) -> Velocity:
+def guided_velocity(transformer: SanaTransformer2DModel, text: Text, null: Text, scale_B: Tensor) -> Velocity:
     """Returns the teacher's classifier-free guided velocity, both passes in one batch. `null` holds one row, the
     embedding of the empty caption with its own mask."""
     both = cat(Text(null.embeds.expand_as(text.embeds), null.mask.expand_as(text.mask)), text)
@@ -109,9 +105,7 @@ def guided_velocity(
     return guided
 
 
-def guided_teacher(
-    transformer: SanaTransformer2DModel, text: Text, null: Text, scale_B: Tensor
-) -> Velocity:
+def guided_teacher(transformer: SanaTransformer2DModel, text: Text, null: Text, scale_B: Tensor) -> Velocity:
     """Returns F(x_t / sigma_d, t) of the guided teacher in TrigFlow."""
     return trigflow.from_flow(guided_velocity(transformer, text, null, scale_B))
 
@@ -145,19 +139,21 @@ class Student(nn.Module):
         return self.logvar(conditioning).squeeze(1)
 
 
+def reshaped(network: SanaTransformer2DModel, **changes: object) -> SanaTransformer2DModel:
+    """Returns a network of the same class and config but for `changes`, with random weights. `from_config` drops
+    what the private key _use_default_values names, so the private keys stay behind."""
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    return type(network).from_config(config | changes)
+
+
 def embed_guidance(teacher: SanaTransformer2DModel) -> SanaTransformer2DModel:
     """Returns a student network: the teacher's weights plus a guidance embedder that starts silent. Only its last
     layer is zero, so that it receives gradient from the first step on (with all layers zero, as in a public script,
     the guidance scale is ignored for ever)."""
-    from diffusers import SanaTransformer2DModel
-
     if time_scale(teacher) != 1:
         scale = teacher.config.timestep_scale
         raise ValueError(f"a student needs a teacher of dense time: timestep_scale is {scale}, not 0.001")
-    # `from_config` drops what the private key _use_default_values names, so the private keys stay behind
-    config = {k: v for k, v in teacher.config.items() if not k.startswith("_")}
-    config |= {"guidance_embeds": True, "timestep_scale": 1.0}
-    student = SanaTransformer2DModel.from_config(config)
+    student = reshaped(teacher, guidance_embeds=True, timestep_scale=1.0)
     embedder = student.time_embed.guidance_embedder
     nn.init.normal_(embedder.linear_1.weight, std=0.02)
     nn.init.zeros_(embedder.linear_1.bias)

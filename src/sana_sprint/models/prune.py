@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sana_sprint.maths import importance
+from sana_sprint.models import networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +52,7 @@ def keep_blocks(transformer: SanaTransformer2DModel, blocks: list[int]) -> SanaT
 def head_importance(transformer: SanaTransformer2DModel) -> list[Tensor]:
     """Returns per block the importance (heads,) of its self-attention heads, from accumulated gradients."""
     return [
-        importance.group(
-            block.attn1.to_v.weight, _gradient(block.attn1.to_v), transformer.config.num_attention_heads
-        )
+        importance.group(block.attn1.to_v.weight, _gradient(block.attn1.to_v), transformer.config.num_attention_heads)
         for block in transformer.transformer_blocks
     ]
 
@@ -83,14 +82,12 @@ def narrow(transformer: SanaTransformer2DModel, heads: int, mlp_ratio: float) ->
         )
     kept = importance.keep(torch.stack(head_importance(transformer)).sum(0), heads)
     rows = torch.cat([torch.arange(h * dim, (h + 1) * dim) for h in kept])
-    smaller = type(transformer).from_config(
-        dict(config)
-        | {
-            "num_attention_heads": heads,
-            "cross_attention_head_dim": new // cross_heads,
-            "cross_attention_dim": new,
-            "mlp_ratio": mlp_ratio,
-        }
+    smaller = networks.reshaped(
+        transformer,
+        num_attention_heads=heads,
+        cross_attention_head_dim=new // cross_heads,
+        cross_attention_dim=new,
+        mlp_ratio=mlp_ratio,
     )
     weights = keep_channels(transformer, int(mlp_ratio * new))
     shapes = {key: value.shape for key, value in smaller.state_dict().items()}
@@ -116,7 +113,7 @@ def _cut(value: Tensor, shape: torch.Size, rows: Tensor, old: int) -> Tensor:
     """Cuts every axis that is k times the old width to k times the kept rows."""
     for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
         if have != want:
-            assert have % old == 0 and want == have // old * len(rows), (value.shape, shape)
+            assert want == have // old * len(rows), (value.shape, shape)
             value = value.index_select(axis, torch.cat([rows + k * old for k in range(have // old)]))
     return value
 
@@ -130,6 +127,6 @@ def _gradient(layer: torch.nn.Linear) -> Tensor:
 def _rebuilt(
     transformer: SanaTransformer2DModel, weights: dict[str, Tensor], **changes: object
 ) -> SanaTransformer2DModel:
-    smaller = type(transformer).from_config(dict(transformer.config) | changes)
+    smaller = networks.reshaped(transformer, **changes)
     smaller.load_state_dict(weights, strict=True)
     return smaller.eval()

@@ -35,9 +35,7 @@ PAPER = "[SANA-Sprint](https://arxiv.org/abs/2503.09641)"
 def header(params: Register) -> str:
     """Returns the YAML block that the Hugging Face hub reads."""
     licence = params.licence.lower()
-    lines = (
-        [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence}"]
-    )
+    lines = [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence}"]
     lines += [
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
@@ -136,5 +134,6 @@ under that protocol.
 
 {bullets(tags)}
 
-Licence: {params.licence}. The protocol, every prompt of it, stands in `evaluation/` beside this model in MLflow.
+Licence: {params.licence}. The whole protocol, every prompt of it, stands in `evaluation/` beside this model
+in MLflow.
 """

@@ -40,9 +40,7 @@ def folder_of(model: str | None, size: str | None) -> tuple[Path, str]:
     place = STUDENTS / (size or DEFAULT_SIZE)
     folder = lineage.repository() / place if model is None else Path(model)
     if not (folder / "model_index.json").is_file():
-        remedy = (
-            "name a SanaSprintPipeline folder or models:/name@alias" if model else "run `dvc repro` first"
-        )
+        remedy = "name a SanaSprintPipeline folder or models:/name@alias" if model else "run `dvc repro` first"
         raise ValueError(f"{folder}: no model_index.json there, so no model: {remedy}")
     return folder, model or str(place)
 

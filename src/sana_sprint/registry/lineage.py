@@ -40,8 +40,8 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def numbers(content: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a nested mapping under names that MLflow takes for metrics: a caption in a key may
-    hold other characters, which become underscores.
+    """Returns the numbers of a nested mapping under names that MLflow takes for metrics: other characters, as
+    in a caption, become underscores.
     """
     leaves = flat(content)
     return {
@@ -70,9 +70,7 @@ def repository(start: Path | None = None) -> Path:
 
 def _git(root: Path, *words: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=False
-        )
+        answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -116,9 +116,7 @@ def find(server: MlflowClient, name: str, number: str | None) -> ModelVersion:
     if number is None:
         found = version_of(server, name, CHALLENGER)
         if found is None:
-            raise ValueError(
-                f"{name}: no version has the alias '{CHALLENGER}'; run `dvc repro register` first"
-            )
+            raise ValueError(f"{name}: no version has the alias '{CHALLENGER}'; run `dvc repro register` first")
         return found
     try:
         return server.get_model_version(name, number)
@@ -152,9 +150,7 @@ def _floor_gates(version: ModelVersion, rules: Floors) -> list[Gate]:
     return gates
 
 
-def _champion_gates(
-    version: ModelVersion, champion: ModelVersion, key: str, rules: AgainstChampion
-) -> list[Gate]:
+def _champion_gates(version: ModelVersion, champion: ModelVersion, key: str, rules: AgainstChampion) -> list[Gate]:
     digests = [one.tags.get("protocol_digest", "none") for one in (version, champion)]
     same = digests[0] == digests[1]
     gates = [Gate("protocol digest", digests[0][:12], f"{digests[1][:12]}, the champion's", same)]
@@ -165,9 +161,7 @@ def _champion_gates(
             continue
         bound = its[0] - rules.margin_se * math.hypot(mine[1], its[1])
         told = f">= {bound:.3f}, the champion's {its[0]:.3f} less {rules.margin_se:g} se"
-        gates.append(
-            Gate(f"{key} at {_steps(steps)}", f"{mine[0]:.3f} ± {mine[1]:.3f}", told, mine[0] >= bound)
-        )
+        gates.append(Gate(f"{key} at {_steps(steps)}", f"{mine[0]:.3f} ± {mine[1]:.3f}", told, mine[0] >= bound))
     return gates
 
 
@@ -178,9 +172,7 @@ def gates(version: ModelVersion, champion: ModelVersion | None, rules: Policy) -
     judged = version.tags.get("judged_by", "")
     floors = {str(kind): entry for kind, entry in rules.judges.items()}.get(judged)
     if floors is None:
-        raise ValueError(
-            f"version {version.version} was judged by '{judged}', which mlflow/promotion.yaml lacks"
-        )
+        raise ValueError(f"version {version.version} was judged by '{judged}', which mlflow/promotion.yaml lacks")
     against = _champion_gates(version, champion, floors.score, rules.champion) if champion else []
     return _floor_gates(version, floors) + against
 

@@ -111,9 +111,7 @@ def existing(server: MlflowClient, name: str, weights_digest: str) -> str | None
     return max((str(version.version) for version in found), key=int, default=None)
 
 
-def _logged_model(
-    folder: Path, example: str, sampling: Mapping[str, Any], tags: dict[str, str], run: track.Run
-) -> str:
+def _logged_model(folder: Path, example: str, sampling: Mapping[str, Any], tags: dict[str, str], run: track.Run) -> str:
     """Returns the id of the LoggedModel that holds the folder."""
     import mlflow
     import pandas as pd
@@ -142,8 +140,7 @@ def _record_scores(server: MlflowClient, run_id: str, model_id: str, evaluation:
     now_ms = int(time.time() * 1000)
     told = {"scores": evaluation["scores"], "latency": evaluation.get("latency", {})}
     metrics = [
-        Metric(key, value, now_ms, 0, model_id=model_id, run_id=run_id)
-        for key, value in lineage.numbers(told).items()
+        Metric(key, value, now_ms, 0, model_id=model_id, run_id=run_id) for key, value in lineage.numbers(told).items()
     ]
     for start in range(0, len(metrics), track.METRICS_PER_BATCH):
         server.log_batch(run_id, metrics=metrics[start : start + track.METRICS_PER_BATCH])
@@ -169,9 +166,7 @@ def _checked(student: Path, scores: Path) -> tuple[dict[str, Any], dict[str, Any
     if absent:
         raise ValueError(f"{scores}: keys {absent} are missing; run `dvc repro evaluate` again")
     if not (student / "model_index.json").is_file():
-        raise ValueError(
-            f"{student}: no model_index.json, so no diffusers pipeline; run `dvc repro distill` again"
-        )
+        raise ValueError(f"{student}: no model_index.json, so no diffusers pipeline; run `dvc repro distill` again")
     return evaluation, sampling
 
 
@@ -192,9 +187,7 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
         origin = lineage.git_tags(root) | lineage.digests(root) | run_ids
         origin |= {"run_parent": run.parent_id, "run_register": run.run_id}
         text = card.write(params, evaluation, sampling, origin, _trained(server, run_ids))
-        with with_card(
-            student, text, root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline"
-        ) as folder:
+        with with_card(student, text, root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline") as folder:
             model_id = _logged_model(folder, _example(evaluation), sampling, tags | origin, run)
         tags |= origin | {"model_id": model_id, "profile": config.profile(root)}
         version = _new_version(server, name, model_id, tags, params.description, run)
@@ -236,7 +229,5 @@ def _new_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model_id}"
-    made = server.create_model_version(
-        name, source, run.run_id, tags=tags, description=description, model_id=model_id
-    )
+    made = server.create_model_version(name, source, run.run_id, tags=tags, description=description, model_id=model_id)
     return str(made.version)

@@ -120,7 +120,5 @@ def experiment(mlflow: MlflowClient, uri: str, profile: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise ValueError(
-            f"experiment {name} is deleted in {shown(uri)}: restore it with `mlflow experiments restore`"
-        )
+        raise ValueError(f"experiment {name} is deleted in {shown(uri)}: restore it with `mlflow experiments restore`")
     return str(found.experiment_id)

@@ -71,7 +71,9 @@ class AutoencoderTraining(L.LightningModule):
         if whole:
             mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
             loss = loss + p.regulariser_weight * (mean.square().mean() + (std - 1).square().mean())
-        self.log_dict({"autoencoder_loss": loss.detach(), "psnr_db": -10 * (error.detach() / 2).square().mean().log10()})
+        self.log_dict(
+            {"autoencoder_loss": loss.detach(), "psnr_db": -10 * (error.detach() / 2).square().mean().log10()}
+        )
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

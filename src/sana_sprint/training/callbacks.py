@@ -48,7 +48,9 @@ class Progress(L.Callback):
         per_s = (done - self.start) / max(now - self.started_at, 1e-9)
         left_s = (self.steps - done) / max(per_s, 1e-9)
         numbers = "  ".join(f"{k} {float(v):.4g}" for k, v in list(trainer.callback_metrics.items())[:6])
-        line = f"{self.name}  {done}/{self.steps}  {numbers}  {per_s:.1f}/s  {left_s / 60:.0f}m{left_s % 60:02.0f}s left"
+        line = (
+            f"{self.name}  {done}/{self.steps}  {numbers}  {per_s:.1f}/s  {left_s / 60:.0f}m{left_s % 60:02.0f}s left"
+        )
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
@@ -101,6 +103,6 @@ class StopOnNonFinite(L.Callback):
         for name, value in trainer.callback_metrics.items():
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"step {batch['step'] + 1}: {name} is {float(value)}; lower the learning rate of this stage or look "
-                    "for broken rows in its input"
+                    f"step {batch['step'] + 1}: {name} is {float(value)}; lower the learning rate of this stage "
+                    "or look for broken rows in its input"
                 )

@@ -27,7 +27,12 @@ NETWORKS = ("student", "averaged", "heads")
 
 
 def save(
-    folder: Path, module: Distillation, optimizers: list[torch.optim.Optimizer], iteration: int, key: str, keep: int
+    folder: Path,
+    module: Distillation,
+    optimizers: list[torch.optim.Optimizer],
+    iteration: int,
+    key: str,
+    keep: int,
 ) -> Path:
     """Writes the checkpoint of a finished iteration and removes all but the newest `keep`; returns its path."""
     path = folder / f"step-{iteration:07d}"

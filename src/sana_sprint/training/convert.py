@@ -45,7 +45,11 @@ def prove(
 
 
 def round_trip(
-    student: SanaTransformer2DModel, text: Text, guidance_B: torch.Tensor, noise: torch.Tensor, s_B: torch.Tensor
+    student: SanaTransformer2DModel,
+    text: Text,
+    guidance_B: torch.Tensor,
+    noise: torch.Tensor,
+    s_B: torch.Tensor,
 ) -> float:
     """Returns max |v - to_flow(from_flow(v))| in float64."""
     exact = copy.deepcopy(student).double()

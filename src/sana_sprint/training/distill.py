@@ -80,9 +80,7 @@ class Distillation(L.LightningModule):
         optimizer.step()
         self.untoggle_optimizer(optimizer)
         if turn == "student":
-            ema.update(
-                self.averaged.parameters(), self.student.parameters(), self.params.ema_decay, iteration
-            )
+            ema.update(self.averaged.parameters(), self.student.parameters(), self.params.ema_decay, iteration)
         watched |= losses | {"grad_norm": norm}
         self.log_dict({f"{turn}/{name}": value.detach() for name, value in watched.items()})
 
@@ -128,9 +126,7 @@ class Distillation(L.LightningModule):
 
     def generate(self, x_0: Tensor, text: Text, guidance_B: Tensor, numbers: draws.Draws) -> Tensor:
         """Returns the student's x_0 in one step from fresh noise and time, max-time weighted."""
-        t_B = times.with_max_time(
-            self.times(numbers, self.params.time), numbers.uniform(), self.params.max_time_prob
-        )
+        t_B = times.with_max_time(self.times(numbers, self.params.time), numbers.uniform(), self.params.max_time_prob)
         x = trigflow.interpolate(x_0, self.sigma_d * numbers.normal(*x_0.shape[1:]), t_B)
         F = self.student.velocity(text, guidance_B)(x / self.sigma_d, t_B)
         return trigflow.denoise(x, F.float(), t_B, self.sigma_d)

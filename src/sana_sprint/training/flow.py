@@ -68,9 +68,7 @@ class FlowTraining(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], index: int) -> None:
         """Moves the average."""
-        ema.update(
-            self.averaged.parameters(), self.transformer.parameters(), self.params.ema_decay, batch["step"]
-        )
+        ema.update(self.averaged.parameters(), self.transformer.parameters(), self.params.ema_decay, batch["step"])
 
 
 class Healing(FlowTraining):
@@ -101,9 +99,7 @@ class Healing(FlowTraining):
         on_data_B = numbers.uniform() < self.flow_share
         x_s = flow.interpolate(x_0, z, s_B)
         with torch.no_grad():
-            target = networks.guided_velocity(
-                self._teacher[0], text, self.null.to(x_0.device), guidance_B
-            )(x_s, s_B)
+            target = networks.guided_velocity(self._teacher[0], text, self.null.to(x_0.device), guidance_B)(x_s, s_B)
             target = torch.where(on_data_B[:, None, None, None], z - x_0, target)
         guidance_B = torch.where(on_data_B, torch.ones_like(guidance_B), guidance_B)
         v = networks.flow_velocity(self.transformer, text, guidance_B)(x_s, s_B)

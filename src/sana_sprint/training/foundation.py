@@ -44,7 +44,12 @@ class Captioned(Dataset):
 
 
 def train(
-    params: TrainFoundation, sampling: Sampling, pixels: np.ndarray, captions: Sequence[str], out: Path, extra: list[L.Callback]
+    params: TrainFoundation,
+    sampling: Sampling,
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    out: Path,
+    extra: list[L.Callback],
 ) -> dict[str, float]:
     """Writes a stock SanaPipeline folder trained on pictures (N, H, W, 3) uint8 and their captions. `extra` are
     callbacks of both trainings. Returns its metrics."""
@@ -85,9 +90,7 @@ def encode(vae: AutoencoderDC, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embedded(
-    encoder: Gemma2Model, tokens: Any, captions: Sequence[str], sampling: Sampling
-) -> tuple[Text, Tensor]:
+def embedded(encoder: Gemma2Model, tokens: Any, captions: Sequence[str], sampling: Sampling) -> tuple[Text, Tensor]:
     """Returns the embeddings of the distinct captions, the empty one first, and each caption's row among them."""
     distinct = ["", *sorted(set(captions))]
     tokens.padding_side = "right"

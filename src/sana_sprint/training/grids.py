@@ -41,7 +41,7 @@ class Grids(L.Callback):
         self,
         vae: AutoencoderDC,
         text: Text,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         sampling: Sampling,
         sigma_d: float,
         every: int,

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from sana_sprint import storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sana_sprint.config import Distill, Sampling
     from sana_sprint.training.callbacks import Recorder
 
@@ -112,7 +110,10 @@ class cluster:  # noqa: N801  used as a context manager
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         try:
             ray.init(
-                address=address, include_dashboard=False, log_to_driver=True, logging_level="ERROR",
+                address=address,
+                include_dashboard=False,
+                log_to_driver=True,
+                logging_level="ERROR",
                 runtime_env={"env_vars": QUIET},
             )
         except ConnectionError as error:
@@ -174,7 +175,12 @@ def train_on_worker(config: dict[str, Any]) -> None:
             curves,
             grids,
             checkpoints.Checkpoints(
-                job.checkpoints, source, job.key, job.params.checkpoint_every, job.params.keep_checkpoints, steps
+                job.checkpoints,
+                source,
+                job.key,
+                job.params.checkpoint_every,
+                job.params.keep_checkpoints,
+                steps,
             ),
         ],
     )
@@ -202,8 +208,14 @@ def pieces(job: Job, share: Any) -> tuple[Any, Any, Any]:
     shown = Latents(job.latents, "eval")
     text = Text(*shown.text(shown.batch(0, min(12, len(shown)), 0)))
     callback = grids.Grids(
-        bundle.load_vae(job.trigflow), text, tuple(latents.x.shape[1:]), job.sampling, job.sigma_d,
-        job.params.grid_every, job.grids, job.recorder,
+        bundle.load_vae(job.trigflow),
+        text,
+        tuple(latents.x.shape[1:]),
+        job.sampling,
+        job.sigma_d,
+        job.params.grid_every,
+        job.grids,
+        job.recorder,
     )
     return module, data, callback
 

@@ -25,9 +25,7 @@ def lr_scale(step: int, steps: int, warmup_steps: int, decay_share: float) -> fl
 def adamw(weights: Iterable[nn.Parameter], params: Optimizer) -> torch.optim.AdamW:
     """Returns AdamW over the weights."""
     b1, b2 = params.betas
-    return torch.optim.AdamW(
-        list(weights), lr=params.lr, betas=(b1, b2), weight_decay=params.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(list(weights), lr=params.lr, betas=(b1, b2), weight_decay=params.weight_decay, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, params: Optimizer, step: int, steps: int) -> None:

@@ -53,7 +53,12 @@ def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> 
 
 
 def heal(
-    params: Prune, name: str, student: SanaTransformer2DModel, teacher: Path, data: Latents, extra: list[L.Callback]
+    params: Prune,
+    name: str,
+    student: SanaTransformer2DModel,
+    teacher: Path,
+    data: Latents,
+    extra: list[L.Callback],
 ) -> SanaTransformer2DModel:
     """Returns the healed student's EMA."""
     torch.manual_seed(params.seed)
