@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import contextmanager
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from PIL import Image
 
+ORPHAN_POLL_S = 0.5
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000  # limits of MLflow's log-batch request
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on file size
 
 
 @dataclass
@@ -187,6 +190,17 @@ def _hook(kind: type[BaseException], error: BaseException, place: Any) -> None:
 sys.excepthook = _hook
 
 
+def _end_with(owner: str) -> None:
+    """Kills this process when the `dvc` above it, named by `owner`, is gone: the next `dvc repro` must not meet
+    a stage of the last one that still writes.
+    """
+    while not lineage.is_dead(owner):
+        time.sleep(ORPHAN_POLL_S)
+    sys.stderr.write("error: `dvc` is gone, so this stage ends too; run `dvc repro` again\n")
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
 def stage(name: str, size: str | None = None, **sections: Any) -> Iterator[Run]:
     """Yields the MLflow run of a stage, with the params sections logged. A fault of the user (ValueError,
@@ -195,6 +209,8 @@ def stage(name: str, size: str | None = None, **sections: Any) -> Iterator[Run]:
     """
     label = f"stage {name} {size}" if size else f"stage {name}"
     run: Run | None = None
+    if owner := lineage.repro_process():
+        threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     try:
         run = _open(name, size, sections)
         yield run

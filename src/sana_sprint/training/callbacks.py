@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +16,13 @@ from sana_sprint import storage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def quiet() -> None:
+    """Silences Lightning's adverts and hints: what a training says of itself comes from `Progress`."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for hint in (".*treespec.*", ".*does not have many workers.*", ".*Sequential without explicit.*"):
+        warnings.filterwarnings("ignore", hint)
 
 
 class Recorder(Protocol):

@@ -115,6 +115,7 @@ def fit(
     precision: str = "32-true",
 ) -> None:
     """Runs `steps` optimiser steps over data[0], data[1], ... on one device, with progress and a non-finite stop."""
+    callbacks.quiet()
     trainer = L.Trainer(
         max_steps=steps,
         precision=precision,  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ folders of `Job`, so nothing heavy travels; a restarted worker group goes on fro
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -106,6 +107,8 @@ class cluster:  # noqa: N801  used as a context manager
         import ray
 
         address = os.environ.get("RAY_ADDRESS")
+        sys.stdout.write(f"joining Ray at {address}\n" if address else "starting a local Ray cluster, 20 s or so\n")
+        sys.stdout.flush()
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         try:
@@ -114,7 +117,7 @@ class cluster:  # noqa: N801  used as a context manager
                 include_dashboard=False,
                 log_to_driver=True,
                 logging_level="ERROR",
-                runtime_env={"env_vars": QUIET},
+                runtime_env=worker_environment(address),
             )
         except ConnectionError as error:
             raise ValueError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
@@ -127,6 +130,13 @@ class cluster:  # noqa: N801  used as a context manager
         import ray
 
         ray.shutdown()
+
+
+def worker_environment(address: str | None) -> dict[str, Any]:
+    """Returns Ray's runtime_env. Workers of a cluster started here run this interpreter; Ray hands its path to a
+    shell as it stands, so a path with a space in it must come quoted."""
+    here = {} if address else {"py_executable": shlex.quote(sys.executable)}
+    return {"env_vars": QUIET} | here
 
 
 def machine_workers(gpus: int) -> int:
@@ -157,6 +167,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     module, data, grids = pieces(job, share)
     steps = 2 * job.params.iterations
     curves = callbacks.Curves(job.curves, job.recorder, 2 * job.params.log_every, 2 * start)
+    callbacks.quiet()
     trainer = L.Trainer(
         max_epochs=1,
         precision=job.params.precision,

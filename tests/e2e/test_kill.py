@@ -1,0 +1,169 @@
+"""SIGKILL at stage after stage: the run that was killed over and over ends where the undisturbed one does."""
+
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.clone import SIZES, Clone, kill, stages
+
+pytestmark = pytest.mark.e2e
+WAIT_S = 180
+# What a kill leaves its trace in, or a clock: everything else must be equal.
+COUNTS_ITS_RUN = {"data/metrics/encode.json"}  # encoded and kept: what this very run had to do
+TIMED = {f"data/metrics/evaluate/{size}.json" for size in SIZES} | {"data/reports/index.html"}
+NAMES_RUNS = {f"data/reports/registration/{size}.json" for size in SIZES}
+UNLIKE = COUNTS_ITS_RUN | TIMED | NAMES_RUNS
+# stage -> what shows that it is in the middle: words in its log or a file
+MOMENTS = {
+    "prepare": "data/.unfinished-raw-*/spool*",
+    "foundation": "autoencoder  36/36",
+    "encode": "data/latents/captions-*.safetensors",
+    "teacher": "teacher  20/20",
+    "prune@small": "heal small  20/20",
+    "convert@small": "data/models/trigflow/.unfinished-small-*",
+    "distill@small": "data/checkpoints/distill/small/step-0000004",
+    "distill@base": "data/checkpoints/distill/base/step-0000008",
+    "evaluate@small": "evaluate undistilled",
+    "register@small": "data/mlflow/artifacts/models",
+}
+
+
+def reached(root: Path, log: Path, stage: str, moment: str) -> bool:
+    text = log.read_text(errors="replace")
+    _, started, after = text.partition(f"Running stage '{stage}'")
+    if not started:
+        return False
+    if not moment.startswith("data/"):
+        return moment in after
+    return any(root.glob(moment)) if "*" in moment else bool(list(root.glob(f"{moment}*")))
+
+
+def kill_in(clone: Clone, stage: str, log: Path) -> str:
+    """Runs `dvc repro`, kills its process group in the middle of a stage, and returns what it had printed."""
+    process = clone.start(log, "dvc", "repro")
+    deadline = time.monotonic() + WAIT_S
+    while not reached(clone.root, log, stage, MOMENTS[stage]):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, f"{stage}: {MOMENTS[stage]} never came\n{log.read_text()[-3000:]}"
+        time.sleep(0.01)
+    kill(process)
+    assert clone.quiet() == []
+    return log.read_text(errors="replace")
+
+
+def half_write(checkpoint: Path) -> None:
+    """What a crash of the machine leaves: the folder is there, a file of it is cut."""
+    weights = checkpoint / "student.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """A clone whose `dvc repro` was killed in stage after stage, and the log of each try, the last one whole."""
+    clone = Clone.make(tmp_path_factory.mktemp("kill") / "a clone", "smoke")
+    logs = {}
+    for stage in MOMENTS:
+        logs[stage] = kill_in(clone, stage, clone.root.parent / f"{stage}.log")
+        if stage == "distill@base":
+            half_write(sorted((clone.root / "data/checkpoints/distill/base").glob("step-*"))[-1])
+    logs["end"] = clone.run("dvc", "repro")
+    return clone, logs
+
+
+def test_each_try_begins_at_the_stage_that_was_killed(disturbed):
+    _, logs = disturbed
+    tries = list(logs)
+    for before, after in itertools.pairwise(tries):
+        assert stages(logs[before])[-1] == before
+        assert stages(logs[after])[0] == before
+
+
+def test_the_outputs_are_those_of_an_undisturbed_run(disturbed, finished):
+    clone, _ = disturbed
+    mine = clone.outputs()
+    assert set(mine) == set(finished.outputs)
+    assert [path for path in mine if path not in UNLIKE and mine[path] != finished.outputs[path]] == []
+    assert len(set(mine) - UNLIKE) > 30
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scores_and_registration_are_those_of_an_undisturbed_run(disturbed, finished, size):
+    one, other = (
+        json.loads((clone.root / f"data/metrics/evaluate/{size}.json").read_text())
+        for clone in (disturbed[0], finished.clone)
+    )
+    for key in ("scores", "protocol", "protocol_digest"):
+        assert one[key] == other[key]
+    one, other = (
+        json.loads((clone.root / f"data/reports/registration/{size}.json").read_text())
+        for clone in (disturbed[0], finished.clone)
+    )
+    assert one["tags"]["weights_digest"] == other["tags"]["weights_digest"]
+    assert [one[key] for key in ("name", "version", "alias")] == [other[key] for key in ("name", "version", "alias")]
+
+
+def test_nothing_half_written_stays_and_dvc_finds_nothing_to_do(disturbed):
+    clone, _ = disturbed
+    assert clone.half_written() == []
+    assert "up to date" in clone.run("dvc", "status")
+
+
+def first_steps(clone: Clone, name: str) -> list[int]:
+    """The first step that each run of a stage recorded, oldest run first."""
+    query = (
+        "select min(m.step) from metrics m join runs r on r.run_uuid = m.run_uuid "
+        "where r.name = ? and m.step > 0 group by r.run_uuid order by r.start_time"
+    )
+    with sqlite3.connect(clone.root / "data/mlflow/mlflow.db") as database:
+        return [row[0] for row in database.execute(query, (name,))]
+
+
+def test_distill_goes_on_from_its_last_checkpoint(disturbed):
+    clone, logs = disturbed
+    log = logs["distill@base"]  # the try after the kill in distill@small
+    line = next(line for line in log.splitlines() if "distill small: going on from" in line)
+    iteration = int(line.rpartition("step-")[2][:7])
+    assert iteration >= 4
+    before, after = first_steps(clone, "distill small")
+    assert before == 4
+    assert after > 2 * iteration  # two steps an iteration: what was done is not done again
+
+
+def test_a_half_written_checkpoint_is_named_and_the_one_before_is_taken(disturbed):
+    _, logs = disturbed
+    log = logs["evaluate@small"]  # the try after the kill in distill@base
+    warning = next(line for line in log.splitlines() if "half-written checkpoint" in line)
+    broken = int(warning.partition("step-")[2][:7])
+    assert "student.safetensors does not match its digest" in warning
+    taken = next(line for line in log.splitlines() if "distill base: going on from" in line)
+    assert int(taken.rpartition("step-")[2][:7]) == broken - 4
+
+
+def test_runs_that_were_killed_are_marked_so(disturbed):
+    clone, _ = disturbed
+    with sqlite3.connect(clone.root / "data/mlflow/mlflow.db") as database:
+        states = database.execute("select status, count(*) from runs group by status").fetchall()
+    assert set(dict(states)) == {"FINISHED", "KILLED"}
+    assert dict(states)["KILLED"] >= len(MOMENTS)
+
+
+def test_a_stage_ends_when_dvc_alone_is_killed(disturbed):
+    """Else the next `dvc repro` would run beside a stage that still writes."""
+    clone, _ = disturbed
+    log = clone.root.parent / "orphan.log"
+    process = clone.start(log, "dvc", "repro", "--force", "--single-item", "teacher")
+    deadline = time.monotonic() + WAIT_S
+    while not any("pipelines/teacher.py" in " ".join(one.cmdline()) for one in clone.processes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)  # the stage has opened its run by now
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert clone.quiet() == []
+    assert "up to date" in clone.run("dvc", "repro").splitlines()[-1]

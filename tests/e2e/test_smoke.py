@@ -1,0 +1,155 @@
+"""The smoke profile from nothing to a registered student, as a user runs it, in a path with a space in it."""
+
+import json
+import shutil
+import sqlite3
+import time
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.e2e.clone import SIZES, stages
+
+pytestmark = pytest.mark.e2e
+ONCE = ("prepare", "validate", "foundation", "encode", "judge", "teacher", "report")
+PER_SIZE = ("prune", "convert", "distill", "evaluate", "register")
+ALL = {*ONCE, *(f"{stage}@{size}" for stage in PER_SIZE for size in SIZES)}
+SECOND_RUN_S = 5.0
+DRAW = """
+import sys
+from diffusers import SanaSprintPipeline
+pipeline = SanaSprintPipeline.from_pretrained(sys.argv[1])
+assert not any(name.startswith("sana_sprint") for name in sys.modules)
+picture = pipeline("a red circle", num_inference_steps=2, height=32, width=32, use_resolution_binning=False,
+                   max_sequence_length=16, complex_human_instruction=None).images[0]
+print(picture.size)
+"""
+
+
+def rows(clone, query):
+    with sqlite3.connect(clone.root / "data/mlflow/mlflow.db") as database:
+        return database.execute(query).fetchall()
+
+
+def test_every_stage_runs_once_and_leaves_what_dvc_yaml_names(finished):
+    assert sorted(stages(finished.log)) == sorted(ALL)
+    declared = YAML(typ="safe").load((finished.clone.root / "dvc.yaml").read_text())["stages"]
+    count = 0
+    for entry in declared.values():
+        sizes = entry.get("matrix", {}).get("size", [""])
+        for out in [o for kind in ("outs", "metrics", "plots") for o in entry.get(kind, [])]:
+            name = next(iter(out)) if isinstance(out, dict) else out
+            for size in sizes:
+                path = finished.clone.root / name.replace("${item.size}", size)
+                assert path.exists(), path
+                count += 1
+    assert count == len(finished.outputs)
+    assert not finished.clone.half_written()
+
+
+def test_nothing_is_left_running(finished):
+    assert finished.clone.quiet() == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stock_diffusers_draws_with_the_student(finished, size):
+    clone = finished.clone
+    assert clone.run("python", "-c", DRAW, f"data/models/student/{size}", PYTHONPATH="").endswith("(32, 32)\n")
+
+
+def test_no_output_names_the_machine(finished):
+    clone = finished.clone
+    texts = [p for p in (clone.root / "data").rglob("*.json") if "mlflow" not in p.parts and "cache" not in p.parts]
+    assert len(texts) > 40
+    assert [p for p in texts if str(clone.root) in p.read_text()] == []
+
+
+def test_one_parent_run_holds_a_finished_child_per_stage(finished):
+    kinds = dict(rows(finished.clone, "select run_uuid, value from tags where key = 'kind'"))
+    parents = dict(rows(finished.clone, "select run_uuid, value from tags where key = 'mlflow.parentRunId'"))
+    names = dict(rows(finished.clone, "select run_uuid, name from runs where status = 'FINISHED'"))
+    (parent,) = [run for run, kind in kinds.items() if kind == "parent"]
+    children = [names[run] for run, above in parents.items() if above == parent]
+    assert sorted(children) == sorted(name.replace("@", " ") for name in ALL)
+    assert parent in names
+
+
+def test_params_and_curves_over_steps_are_recorded(finished):
+    run = "select r.name, count(distinct m.step) from metrics m join runs r on r.run_uuid = m.run_uuid "
+    curves = dict(rows(finished.clone, run + "where m.step > 0 group by r.name"))
+    assert set(curves) >= {"foundation", "teacher", "prune small", "distill small", "distill base"}
+    assert curves["distill small"] == 6  # 24 steps, every 4th
+    counts = "select r.name, count(*) from params p join runs r on r.run_uuid = p.run_uuid group by r.name"
+    assert dict(rows(finished.clone, counts))["distill base"] > 20
+
+
+def test_both_sizes_are_registered_as_challenger(finished):
+    aliases = rows(finished.clone, "select name, alias, version from registered_model_aliases")
+    assert sorted(aliases) == [(f"sana-sprint-smoke-{size}", "challenger", 1) for size in sorted(SIZES)]
+
+
+def test_the_report_is_one_page_with_its_pictures_inside(finished):
+    page = (finished.clone.root / "data/reports/index.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http://" not in page
+    assert 'src="http' not in page
+
+
+def test_a_second_repro_does_nothing_and_says_so_in_five_seconds(finished):
+    times = []
+    while len(times) < 3 and (not times or min(times) >= SECOND_RUN_S):
+        started_at = time.monotonic()
+        log = finished.clone.run("dvc", "repro")
+        times.append(time.monotonic() - started_at)
+        assert "Data and pipelines are up to date." in log
+        assert stages(log) == []
+    assert min(times) < SECOND_RUN_S
+    assert "up to date" in finished.clone.run("dvc", "status")
+
+
+def test_summary_names_places_scores_and_the_next_commands(finished):
+    told = finished.clone.run("sana-sprint", "summary")
+    for part in ("data/reports/index.html", "data/grids", "mlflow.db", "make ui"):
+        assert part in told
+    assert "registered: sana-sprint-smoke-small version 1, alias challenger" in told
+    assert told.count("│ student") == 6
+    assert told.count("│ teacher") == 2
+
+
+def test_promote_refuses_a_smoke_student_by_its_floors(finished):
+    told = finished.clone.run("sana-sprint", "promote", "--size", "small", code=1)
+    assert "sana-sprint-smoke-small version 1 is not promoted, there is still no champion" in told
+    assert "overall at 4 steps" in told
+    assert rows(finished.clone, "select * from registered_model_aliases where alias = 'champion'") == []
+    assert "sana-sprint-smoke-small, champion: none" in finished.clone.run("sana-sprint", "history")
+
+
+def test_generate_writes_the_picture_that_it_names(finished, tmp_path):
+    picture = tmp_path / "one.png"
+    told = finished.clone.run("sana-sprint", "generate", "two red circles", "--steps", "1", "--out", str(picture))
+    assert told.splitlines()[-1].startswith(f"{picture}: 32 x 32 px, 1 steps, seed 0, by ")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_profile_and_back_is_taken_from_the_cache(finished):
+    clone = finished.clone
+    text = (clone.root / "profiles/smoke.yaml").read_text()
+    (clone.root / "profiles/other.yaml").write_text(text.replace("train_images: 256", "train_images: 128"))
+    (clone.root / "data/source/other").mkdir()
+    clone.use("other")
+    assert stages(clone.run("dvc", "repro", "prepare")) == ["prepare"]
+    assert json.loads((clone.root / "data/metrics/prepare.json").read_text())["train"] == 128
+    clone.use("smoke")
+    log = clone.run("dvc", "repro")
+    assert stages(log) == []
+    assert "Stage 'prepare' is cached - skipping run, checking out outputs" in log
+    assert clone.outputs() == finished.outputs
+    shutil.rmtree(clone.root / "data/source/other")
+    (clone.root / "profiles/other.yaml").unlink()
+
+
+def test_a_lost_output_comes_back_from_the_cache(finished):
+    clone = finished.clone
+    shutil.rmtree(clone.root / "data/models/student/small")
+    assert stages(clone.run("dvc", "repro")) == []
+    assert clone.outputs() == finished.outputs

@@ -1,0 +1,242 @@
+"""Bad input meets the real stage scripts: one line that names it and the remedy, nothing half-written, and the
+next run with the fault mended succeeds.
+"""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import subprocess
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.pipelines.work import Work, small_files
+
+pytestmark = pytest.mark.e2e
+
+
+def png(seed: int, side: int = 20) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG of a few bytes that declares side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" * 64)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory):
+    """An MLflow store with its tables made once: making them takes seconds."""
+    from sana_sprint.registry import store
+
+    place = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    store.client(f"sqlite:///{place}")
+    return place
+
+
+@pytest.fixture
+def work(tmp_path, tables):
+    """A working folder with eight pictures and captions, which the stages take as they are."""
+    made = Work.make(tmp_path / "a work", tables)
+    for index in range(8):
+        (made.source / f"{index}.png").write_bytes(png(index))
+        (made.source / f"{index}.txt").write_text(f"picture number {index}\n")
+    return made
+
+
+def lines(source, column="text"):
+    for sidecar in source.glob("*.txt"):
+        sidecar.unlink()
+    rows = [json.dumps({"file_name": f"{i}.png", column: f"picture number {i}"}) for i in range(8)]
+    (source / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def test_the_folder_as_it_is_goes_through(work):
+    work.succeeds("prepare")
+    work.succeeds("validate")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"sed": 1}, ("profiles/own.yaml", "prepare.sed", "Extra inputs are not permitted")),
+        ({"resolution_px": -3}, ("profiles/own.yaml", "prepare.resolution_px", "greater than 0", "-3")),
+        ({"seed": "zero"}, ("profiles/own.yaml", "prepare.seed", "valid integer", "'zero'")),
+    ],
+)
+def test_a_wrong_params_key_or_number(work, change, parts):
+    right = work.sections()
+    work.profile(right | {"prepare": right["prepare"] | change})
+    work.refused("prepare", *parts)
+    assert not work.has_raw()
+    work.profile(right)
+    work.succeeds("prepare")
+
+
+def test_a_missing_key_and_an_unknown_section(work):
+    right = work.sections()
+    work.profile({k: v for k, v in right.items() if k != "encode"} | {"encoder": right["encode"]})
+    work.refused("encode", "unknown section ['encoder']", "sections are")
+    work.profile(right | {"prepare": {k: v for k, v in right["prepare"].items() if k != "seed"}})
+    work.refused("prepare", "prepare.seed: missing")
+    work.profile(right)
+    work.succeeds("prepare")
+
+
+def shard(path, keys):
+    with tarfile.open(path, "w") as tar:
+        for key in keys:
+            for name, data in ((f"{key}.png", png(key)), (f"{key}.txt", b"a picture")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def test_a_truncated_tar(work):
+    sections = work.sections()
+    sections["prepare"]["source"]["kind"] = "webdataset"
+    work.profile(sections)
+    place = work.source / "00000.tar"
+    shard(place, range(8))
+    whole = place.read_bytes()
+    place.write_bytes(whole[:5000])
+    work.refused("prepare", "00000.tar: truncated or broken tar after member", "copy it again or delete it")
+    assert not work.has_raw()
+    place.write_bytes(whole)
+    work.succeeds("prepare")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(png(3)[:200], "corrupt or truncated picture"), (huge_png(100_000), "declares 100,000 x 100,000 pixels")],
+    ids=["corrupt", "huge"],
+)
+def test_a_picture_that_cannot_be_used_is_left_out_by_name_and_stops_validate(work, data, reason):
+    (work.source / "3.png").write_bytes(data)
+    work.succeeds("prepare")
+    left_out = [json.loads(line) for line in (work.root / "data/raw/quarantine.jsonl").read_text().splitlines()]
+    assert [fault["name"] for fault in left_out] == ["3.png"]
+    assert reason in left_out[0]["reason"]
+    work.refused("validate", "3.png", "quarantine", "mend the source")
+    (work.source / "3.png").write_bytes(png(3))
+    work.succeeds("prepare")
+    work.succeeds("validate")
+
+
+def test_an_empty_caption(work):
+    (work.source / "5.txt").write_text(" \n")
+    work.refused("prepare", "5.txt: the caption is empty; write one or delete the picture")
+    assert not work.has_raw()
+    (work.source / "5.txt").write_text("a picture\n")
+    work.succeeds("prepare")
+
+
+def test_a_missing_caption_column(work):
+    lines(work.source, "caption")
+    work.refused("prepare", "metadata.jsonl line 1: the column 'text' is missing", "each line needs")
+    lines(work.source)
+    work.succeeds("prepare")
+
+
+def test_two_pictures_of_one_key(work):
+    (work.source / "0.jpg").write_bytes((work.source / "0.png").read_bytes())
+    work.refused("prepare", "0.jpg and 0.png have one key '0'; rename one of them")
+    (work.source / "0.jpg").rename(work.source / "zero.jpg")
+    (work.source / "zero.txt").write_text("a picture\n")
+    work.succeeds("prepare")
+
+
+def test_a_folder_without_pictures(work):
+    kept = {path: path.read_bytes() for path in work.source.iterdir()}
+    for path in kept:
+        path.unlink()
+    work.refused("prepare", "data/source/own: holds no pictures", "put your pictures and metadata.jsonl there")
+    work.source.rmdir()
+    work.refused("prepare", "data/source/own: no such folder", "put your pictures")
+    work.source.mkdir()
+    for path, data in kept.items():
+        path.write_bytes(data)
+    work.succeeds("prepare")
+
+
+def test_an_unreachable_tracking_server(work):
+    address = "http://127.0.0.1:9"
+    work.refused("prepare", f"tracking server {address} cannot be used", "make ui", MLFLOW_TRACKING_URI=address)
+    assert not work.has_raw()
+    work.succeeds("prepare")
+
+
+def test_a_bad_run_leaves_the_last_good_output_alone(work):
+    work.succeeds("prepare")
+    before = (work.root / "data/raw/manifest.parquet").read_bytes()
+    (work.source / "5.txt").write_text("")
+    work.refused("prepare", "5.txt")
+    assert (work.root / "data/raw/manifest.parquet").read_bytes() == before
+
+
+def many(work):
+    for index in range(100, 160):
+        (work.source / f"{index}.png").write_bytes(png(index))
+        (work.source / f"{index}.txt").write_text(f"picture number {index}\n")
+
+
+@contextlib.contextmanager
+def tiny_disk(place):
+    """A file system of 64 KiB at `place`."""
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def may_mount(folder):
+    """Whether this process may mount a file system; only root may."""
+    if os.geteuid():
+        return False
+    try:
+        with tiny_disk(folder):
+            return True
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return False
+
+
+def test_a_full_disk(work, tmp_path):
+    """On a file system of 64 KiB where one may be mounted, else with files limited to 16 KiB."""
+    many(work)
+    if may_mount(tmp_path / "try"):
+        kept = work.source.rename(tmp_path / "pictures")
+        (work.root / "data/source").rmdir()
+        (work.root / "data").rmdir()
+        with tiny_disk(work.root / "data"):
+            (work.root / "data/source").mkdir()
+            work.source.symlink_to(kept)
+            work.refused("prepare", "disk full while writing", "free space and run `dvc repro` again")
+            assert not work.has_raw()
+        work.source.parent.mkdir()
+        kept.rename(work.source)
+    else:
+        limited_files(work)
+    work.succeeds("prepare")
+
+
+def limited_files(work):
+    """The store is written without limit: it is the pictures that must not fit."""
+    spare = work.root / "data/raw"
+    work.refused("prepare", "disk full while writing", "free space", before=small_files(16 * 1024))
+    assert not spare.exists()

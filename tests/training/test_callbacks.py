@@ -1,0 +1,60 @@
+"""A training that breaks says so in one line; its curves survive a resume without a doubled step."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sana_sprint.training import callbacks, optim
+
+
+class Line(L.LightningModule):
+    def __init__(self, breaks_at):
+        super().__init__()
+        self.layer, self.breaks_at = torch.nn.Linear(1, 1), breaks_at
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, index):
+        loss = self.layer(torch.ones(1, 1)).square().sum()
+        loss = loss * (float("nan") if batch["step"] == self.breaks_at else 1.0)
+        self.log("loss", loss.detach())
+        return loss
+
+
+def run(steps, extra, breaks_at=-1):
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=extra,
+    )  # fmt: skip
+    trainer.fit(Line(breaks_at), DataLoader([{"step": s} for s in steps], batch_size=None))
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_is_named():
+    with pytest.raises(ValueError, match=r"step 4: loss is nan; lower the learning rate"):
+        run(range(10), [callbacks.StopOnNonFinite()], breaks_at=3)
+
+
+def test_curves_go_on_after_a_resume_without_a_doubled_step(tmp_path):
+    path = tmp_path / "curves.json"
+    run(range(6), [callbacks.Curves(path, None, 2)])
+    run(range(4, 10), [callbacks.Curves(path, None, 2, start=4)])
+    assert [step for step, _ in json.loads(path.read_text())["loss"]] == [2, 4, 6, 8, 10]
+
+
+def test_progress_says_step_rate_and_time_left(capsys):
+    run(range(5), [callbacks.Progress("teacher", 5, every_s=0.0)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("teacher")]
+    assert len(lines) == 5
+    assert lines[-1].startswith("teacher  5/5  loss ")
+    assert lines[-1].endswith("0m00s left")
+
+
+@pytest.mark.parametrize(
+    ("step", "scale"), [(0, 0.1), (4, 0.5), (9, 1.0), (49, 1.0), (50, 1.0), (75, 0.5), (99, 0.02)]
+)
+def test_the_learning_rate_warms_up_stays_and_falls(step, scale):
+    assert optim.lr_scale(step, 100, 10, 0.5) == pytest.approx(scale)
