@@ -127,8 +127,19 @@ class Clone:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the whole process group."""
+    """SIGKILL to the process group, as a shell's `kill -9` of a job."""
     os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the process and all below it at once, as a crash of the machine: Ray's daemons lead their own
+    process groups.
+    """
+    below = psutil.Process(process.pid).children(recursive=True)
+    for one in (*below, process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
 
 

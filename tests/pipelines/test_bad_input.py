@@ -9,7 +9,9 @@ import os
 import struct
 import subprocess
 import tarfile
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,24 +67,19 @@ def lines(source, column="text"):
     (source / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
 
-def test_the_folder_as_it_is_goes_through(work):
-    work.succeeds("prepare")
-    work.succeeds("validate")
+WRONG = [
+    ({"sed": 1}, ("prepare.sed", "Extra inputs are not permitted")),
+    ({"resolution_px": -3}, ("prepare.resolution_px", "greater than 0", "-3")),
+    ({"seed": "zero"}, ("prepare.seed", "valid integer", "'zero'")),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        ({"sed": 1}, ("profiles/own.yaml", "prepare.sed", "Extra inputs are not permitted")),
-        ({"resolution_px": -3}, ("profiles/own.yaml", "prepare.resolution_px", "greater than 0", "-3")),
-        ({"seed": "zero"}, ("profiles/own.yaml", "prepare.seed", "valid integer", "'zero'")),
-    ],
-)
-def test_a_wrong_params_key_or_number(work, change, parts):
+def test_a_wrong_params_key_or_number(work):
     right = work.sections()
-    work.profile(right | {"prepare": right["prepare"] | change})
-    work.refused("prepare", *parts)
-    assert not work.has_raw()
+    for change, parts in WRONG:
+        work.profile(right | {"prepare": right["prepare"] | change})
+        work.refused("prepare", "profiles/own.yaml", *parts)
+        assert not work.has_raw()
     work.profile(right)
     work.succeeds("prepare")
 
@@ -120,19 +117,17 @@ def test_a_truncated_tar(work):
     work.succeeds("prepare")
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [(png(3)[:200], "corrupt or truncated picture"), (huge_png(100_000), "declares 100,000 x 100,000 pixels")],
-    ids=["corrupt", "huge"],
-)
-def test_a_picture_that_cannot_be_used_is_left_out_by_name_and_stops_validate(work, data, reason):
-    (work.source / "3.png").write_bytes(data)
+def test_corrupt_and_enormous_pictures_are_left_out_by_name_and_stop_validate(work):
+    (work.source / "3.png").write_bytes(png(3)[:200])
+    (work.source / "6.png").write_bytes(huge_png(100_000))
     work.succeeds("prepare")
     left_out = [json.loads(line) for line in (work.root / "data/raw/quarantine.jsonl").read_text().splitlines()]
-    assert [fault["name"] for fault in left_out] == ["3.png"]
-    assert reason in left_out[0]["reason"]
-    work.refused("validate", "3.png", "quarantine", "mend the source")
-    (work.source / "3.png").write_bytes(png(3))
+    assert [fault["name"] for fault in left_out] == ["3.png", "6.png"]
+    assert "corrupt or truncated picture" in left_out[0]["reason"]
+    assert "declares 100,000 x 100,000 pixels, more than prepare.max_source_pixels" in left_out[1]["reason"]
+    work.refused("validate", "3.png", "6.png", "quarantine", "mend the source")
+    for index in (3, 6):
+        (work.source / f"{index}.png").write_bytes(png(index))
     work.succeeds("prepare")
     work.succeeds("validate")
 
@@ -205,38 +200,43 @@ def tiny_disk(place):
         subprocess.run(["umount", str(place)], check=True)
 
 
-def may_mount(folder):
-    """Whether this process may mount a file system; only root may."""
+def may_mount():
+    """Whether this process may mount a file system: root may, outside most containers."""
     if os.geteuid():
         return False
     try:
-        with tiny_disk(folder):
+        with tempfile.TemporaryDirectory() as folder, tiny_disk(Path(folder) / "disk"):
             return True
     except (subprocess.CalledProcessError, FileNotFoundError):
         return False
 
 
-def test_a_full_disk(work, tmp_path):
-    """On a file system of 64 KiB where one may be mounted, else with files limited to 16 KiB."""
+def small_disk(work):
+    """Lets prepare meet a disk of 64 KiB."""
     many(work)
-    if may_mount(tmp_path / "try"):
-        kept = work.source.rename(tmp_path / "pictures")
-        (work.root / "data/source").rmdir()
-        (work.root / "data").rmdir()
-        with tiny_disk(work.root / "data"):
-            (work.root / "data/source").mkdir()
-            work.source.symlink_to(kept)
-            work.refused("prepare", "disk full while writing", "free space and run `dvc repro` again")
-            assert not work.has_raw()
-        work.source.parent.mkdir()
-        kept.rename(work.source)
-    else:
-        limited_files(work)
+    kept = work.source.rename(work.root / "pictures")
+    (work.root / "data/source").rmdir()
+    (work.root / "data").rmdir()
+    with tiny_disk(work.root / "data"):
+        (work.root / "data/source").mkdir()
+        work.source.symlink_to(kept)
+        work.refused("prepare", "disk full while writing", "free space and run `dvc repro` again")
+        assert not work.has_raw()
+    work.source.parent.mkdir()
+    kept.rename(work.source)
+
+
+def file_limit(work):
+    """Lets prepare meet a limit on the size of a file, as a quota does: the store fits, the pictures do not."""
+    sections = work.sections()
+    sections["prepare"]["resolution_px"] = 512
+    work.profile(sections)
+    limit = small_files(2 * work.store.stat().st_size)
+    work.refused("prepare", "disk full while writing", "free space and run `dvc repro` again", before=limit)
+    assert not work.has_raw()
+
+
+@pytest.mark.parametrize("meet", [file_limit, *([small_disk] if may_mount() else [])])
+def test_a_full_disk(work, meet):
+    meet(work)
     work.succeeds("prepare")
-
-
-def limited_files(work):
-    """The store is written without limit: it is the pictures that must not fit."""
-    spare = work.root / "data/raw"
-    work.refused("prepare", "disk full while writing", "free space", before=small_files(16 * 1024))
-    assert not spare.exists()

@@ -53,8 +53,6 @@ def test_progress_says_step_rate_and_time_left(capsys):
     assert lines[-1].endswith("0m00s left")
 
 
-@pytest.mark.parametrize(
-    ("step", "scale"), [(0, 0.1), (4, 0.5), (9, 1.0), (49, 1.0), (50, 1.0), (75, 0.5), (99, 0.02)]
-)
+@pytest.mark.parametrize(("step", "scale"), [(0, 0.1), (4, 0.5), (9, 1.0), (49, 1.0), (50, 1.0), (75, 0.5), (99, 0.02)])
 def test_the_learning_rate_warms_up_stays_and_falls(step, scale):
     assert optim.lr_scale(step, 100, 10, 0.5) == pytest.approx(scale)

@@ -68,5 +68,5 @@ def test_conversion_is_lossless_and_fails_above_its_tolerance(data):
     assert errors["round_trip_error"] < 1e-12
     assert errors["sampling_error"] < 1e-4
     strict = params.model_copy(update={"sampling_tolerance": 1e-12})
-    with pytest.raises(ValueError, match="convert.sampling_error is .* above 1e-12"):
+    with pytest.raises(ValueError, match=r"convert.sampling_error is .* above 1e-12"):
         convert.prove(strict, student, data, 3.0, 0.5)
