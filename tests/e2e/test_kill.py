@@ -17,9 +17,10 @@ WAIT_S = 180
 GONE_S = 15  # Ray's daemons end with the process that started them
 # What a kill leaves its trace in, or a clock: everything else must be equal.
 COUNTS_ITS_RUN = {"data/metrics/encode.json"}  # encoded and kept: what this very run had to do
-TIMED = {f"data/metrics/evaluate/{size}.json" for size in SIZES} | {"data/reports/index.html"}
+LATENCIES = {f"data/metrics/evaluate/{size}.json" for size in SIZES} | {"data/reports/index.html"}
+DATED = {"data/reports/validation"}  # Data Docs say when
 NAMES_RUNS = {f"data/reports/registration/{size}.json" for size in SIZES}
-UNLIKE = COUNTS_ITS_RUN | TIMED | NAMES_RUNS
+UNLIKE = COUNTS_ITS_RUN | LATENCIES | DATED | NAMES_RUNS
 # stage -> what shows that it is in the middle: words in its log or a file
 MOMENTS = {
     "prepare": "data/.unfinished-raw-*/spool*",
@@ -91,6 +92,8 @@ def test_the_outputs_are_those_of_an_undisturbed_run(disturbed, finished):
     assert set(mine) == set(finished.outputs)
     assert [path for path in mine if path not in UNLIKE and mine[path] != finished.outputs[path]] == []
     assert len(set(mine) - UNLIKE) > 30
+    verdicts = [one.root / "data/reports/validation/validation.json" for one in (clone, finished.clone)]
+    assert verdicts[0].read_text() == verdicts[1].read_text()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -157,6 +160,7 @@ def test_runs_that_were_killed_are_marked_so(disturbed):
 def test_a_stage_ends_when_dvc_alone_is_killed(disturbed):
     """Else the next `dvc repro` would run beside a stage that still writes."""
     clone, _ = disturbed
+    before = clone.outputs()
     log = clone.root.parent / "orphan.log"
     process = clone.start(log, "dvc", "repro", "--force", "--single-item", "teacher")
     deadline = time.monotonic() + WAIT_S
@@ -167,4 +171,7 @@ def test_a_stage_ends_when_dvc_alone_is_killed(disturbed):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert clone.quiet() == []
-    assert "up to date" in clone.run("dvc", "repro").splitlines()[-1]
+    assert "`dvc` is gone, so this stage ends too" in log.read_text()
+    clone.run("dvc", "repro")
+    assert clone.outputs() == before
+    assert "up to date" in clone.run("dvc", "status")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def quiet() -> None:
     """Silences Lightning's adverts and hints: what a training says of itself comes from `Progress`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in (".*treespec.*", ".*does not have many workers.*", ".*Sequential without explicit.*"):
+    for hint in (".*treespec.*", ".*does not have many workers.*", ".*eval mode.*", ".*[Gg]rad strides.*"):
         warnings.filterwarnings("ignore", hint)
 
 

@@ -6,6 +6,7 @@ folders of `Job`, so nothing heavy travels; a restarted worker group goes on fro
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -136,7 +137,13 @@ def worker_environment(address: str | None) -> dict[str, Any]:
     """Returns Ray's runtime_env. Workers of a cluster started here run this interpreter; Ray hands its path to a
     shell as it stands, so a path with a space in it must come quoted."""
     here = {} if address else {"py_executable": shlex.quote(sys.executable)}
-    return {"env_vars": QUIET} | here
+    return {"env_vars": QUIET, "worker_process_setup_hook": "sana_sprint.training.launch.hush"} | here
+
+
+def hush() -> None:
+    """Silences, in each of Ray's processes, the cleaner that warns every second that it finds no dashboard."""
+    cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(cleaner).setLevel(logging.ERROR)
 
 
 def machine_workers(gpus: int) -> int:

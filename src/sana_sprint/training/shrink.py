@@ -38,6 +38,7 @@ def cut(
         calibrate(params, smaller, data).backward()
         smaller = prune.narrow(smaller, size.heads, size.mlp_ratio)
     found = {f"block_importance/{i}": float(score) for i, score in enumerate(scores)}
+    torch.manual_seed(params.seed)  # the guidance embedder is drawn
     return networks.embed_guidance(smaller), found
 
 
