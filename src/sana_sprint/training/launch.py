@@ -64,7 +64,7 @@ def run(job: Job) -> Path:
     with cluster() as (workers, use_gpu, cores), tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={"job": job},
+            train_loop_config={"job": job, "cores": max(1, cores // workers)},
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
@@ -162,10 +162,12 @@ def train_on_worker(config: dict[str, Any]) -> None:
     import ray.train.torch
     from torch.utils.data import DataLoader
 
+    from sana_sprint.models import threads
     from sana_sprint.training import callbacks, checkpoints, draws
 
     job: Job = config["job"]
     context = ray.train.get_context()
+    threads.use_fastest(config["cores"])
     share = draws.Share(context.get_world_rank(), context.get_world_size())
     source = checkpoints.newest(job.checkpoints, job.key)
     start = int(storage.read_json(source / checkpoints.STATE)["iteration"]) if source else 0
