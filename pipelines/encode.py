@@ -2,6 +2,8 @@
 data/metrics/encode.json.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 from sana_sprint import config, storage
@@ -11,14 +13,18 @@ from sana_sprint.registry import track
 
 
 def main() -> None:
-    """Runs the stage in the repository root."""
+    """Brings a profile's cache of latents up to date and links it whole into data/latents. The cache is no DVC output:
+    it outlives a kill, and the output can come from DVC's run-cache.
+    """
     params, sampling = config.load(config.Encode), config.load(config.Sampling)
     with track.stage("encode", encode=params, sampling=sampling) as run:
         threads.use_fastest()
-        summary = latents.encode(
-            params, sampling, Path("data/raw"), Path("data/models/foundation"), Path("data/latents")
-        )
-        storage.write_json(Path("data/metrics/encode.json"), summary)
+        cache = Path("data/cache/latents") / config.profile()
+        summary = latents.encode(params, sampling, Path("data/raw"), Path("data/models/foundation"), cache)
+        with storage.whole_folder(Path("data/latents")) as unfinished:
+            shutil.copytree(cache, unfinished, copy_function=os.link, dirs_exist_ok=True)
+        lasting = {name: summary[name] for name in ("pictures", "captions")}
+        storage.write_json(Path("data/metrics/encode.json"), lasting)
         run.metrics(summary)
 
 

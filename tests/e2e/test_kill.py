@@ -25,7 +25,7 @@ UNLIKE = COUNTS_ITS_RUN | LATENCIES | DATED | NAMES_RUNS
 MOMENTS = {
     "prepare": "data/.unfinished-raw-*/spool*",
     "foundation": "autoencoder  36/36",
-    "encode": "data/latents/captions-*.safetensors",
+    "encode": "data/cache/latents/smoke/captions-*.safetensors",
     "teacher": "teacher  20/20",
     "prune@small": "heal small  20/20",
     "convert@small": "data/models/trigflow/.unfinished-small-*",
