@@ -14,7 +14,8 @@ export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test check unit e2e ui clean
+ABLATION := pipelines/ablation/dvc.yaml
+.PHONY: help demo ablation test check unit e2e ui clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -28,10 +29,26 @@ help: ## this list
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch .venv/ready
 
+# The sizes need nothing of each other. On a CPU one training per half of the cores gets more done than one after the
+# other on all of them; on a GPU it does not. DVC repeats nothing in the last `dvc repro`, which is the rest of the road.
+AT_ONCE ?= $(if $(shell command -v nvidia-smi),1,2)
+THREADS_EACH = $(shell echo $$(( $$(nproc) > $(AT_ONCE) ? $$(nproc) / $(AT_ONCE) : 1 )))
+demo: export SANA_SPRINT_OWNER := $(shell echo $$PPID)
 demo: .venv/ready ## the whole road on the profile of params.yaml (PROFILE=digits switches it)
 	@test -z "$(PROFILE)" || sana-sprint use "$(PROFILE)"
+	dvc repro teacher judge
+	@$(MAKE) --no-print-directory -j$(AT_ONCE) $$(dvc stage list --name-only | sed -n 's/^distill@/student@/p')
 	dvc repro
 	@sana-sprint summary
+
+student@%: export SANA_SPRINT_THREADS ?= $(if $(filter 1,$(AT_ONCE)),,$(THREADS_EACH))
+student@%: .venv/ready
+	dvc --wait-for-lock repro --single-item prune@$* convert@$* distill@$* 2>&1 | sed --unbuffered 's/^/$*: /'
+
+ablation: .venv/ready ## distils again with keys changed, one variant after the other, and tells what each is worth; VARIANTS="sprint scm" for some
+	dvc repro prune convert
+	dvc repro $(if $(VARIANTS),$(VARIANTS:%=$(ABLATION):variant@%),$(ABLATION))
+	$(if $(VARIANTS),dvc repro --single-item $(ABLATION):table)
 
 test: check unit e2e ## lint, types, floors, unit tests, the smoke profile end to end
 

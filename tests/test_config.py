@@ -1,9 +1,12 @@
 """Every profile fits the classes, and every fault in one is refused by the names of file and key."""
 
 import math
+import re
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from ruamel.yaml import YAML
@@ -70,6 +73,39 @@ def test_profile_s_parts_fit_each_other(path: Path) -> None:
         assert max(distill.heads.blocks) < model.transformer.layers, "heads tap blocks that the teacher has"
         assert all(s.layers <= model.transformer.layers for s in prune.sizes.values())
         assert all(s.heads <= model.transformer.heads for s in prune.sizes.values())
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_new_heads_are_well_in_every_profile(path: Path) -> None:
+    low, high = config.parse(config.Distill, "distill", path).health.accuracy
+    assert low < 0.5 < high, "heads that toss a coin are new, not ill"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "heads", "dmd", "turns"),
+    [
+        ("scm", 3, 2, []),
+        ("ladd", 2, 5, [["heads"], ["heads"]]),
+        ("sprint", 1, 5, [["heads"]]),
+        ("dmd", 5, 2, [["fake_score"], ["fake_score"]]),
+        ("scm_dmd", 5, 1, [["fake_score"]]),
+        ("sprint_dmd", 1, 2, [["heads", "fake_score"], ["fake_score"]]),
+        ("ladd_dmd", 3, 1, [["heads", "fake_score"], ["heads"], ["heads"]]),
+    ],
+)
+def test_an_iteration_has_the_turns_of_its_recipe_s_critics(
+    recipe: str, heads: int, dmd: int, turns: list[list[str]]
+) -> None:
+    section = demo()["distill"] | {"recipe": recipe}
+    section["heads"]["steps"], section["dmd"]["steps"] = heads, dmd
+    params = config.Distill.model_validate(section)
+    assert params.turns == 1 + len(turns)
+    assert [params.critics(turn) for turn in range(1, params.turns)] == turns
+
+
+def test_every_recipe_can_be_named() -> None:
+    named = get_args(config.Distill.model_fields["recipe"].annotation)
+    assert set(named) == set(config.RECIPES)
 
 
 def test_the_profile_in_use_exists() -> None:
@@ -168,6 +204,38 @@ FAULTS = {
     "missing section": (take("encode"), "encode", ["section 'encode' is missing"]),
     "section of null": (put("encode", value=None), "encode", ["encode"]),
     "unknown section": (put("destill", value={}), "encode", ["unknown section", "destill", "distill"]),
+    "unknown recipe": (put("distill", "recipe", value="sprint+dmd"), "distill", ["distill.recipe", "'sprint_dmd'"]),
+    "unknown derivative": (put("distill", "derivative", value="jvp"), "distill", ["distill.derivative", "'semi'"]),
+    "no step of a difference": (put("distill", "derivative_step", value=0.0), "distill", ["distill.derivative_step"]),
+    "critic that never moves": (put("distill", "dmd", "steps", value=0), "distill", ["distill.dmd.steps"]),
+    "dmd of no weight": (put("distill", "dmd", "weight", value=0.0), "distill", ["distill.dmd.weight"]),
+    "one bound of accuracy": (
+        put("distill", "health", "accuracy", value=[0.3]),
+        "distill",
+        ["distill.health.accuracy", "at least 2"],
+    ),
+    "three bounds of accuracy": (
+        put("distill", "health", "accuracy", value=[0.3, 0.5, 0.9]),
+        "distill",
+        ["distill.health.accuracy", "at most 2"],
+    ),
+    "accuracy in percent": (
+        put("distill", "health", "accuracy", value=[0.3, 99.0]),
+        "distill",
+        ["distill.health.accuracy.1", "99.0"],
+    ),
+    "bounds of accuracy that fall": (
+        put("distill", "health", "accuracy", value=[0.999, 0.3]),
+        "distill",
+        ["distill.health", "lowest < highest", "[0.999, 0.3]"],
+    ),
+    "bounds of accuracy that meet": (
+        put("distill", "health", "accuracy", value=[0.5, 0.5]),
+        "distill",
+        ["distill.health", "lowest < highest"],
+    ),
+    "no patience": (put("distill", "health", "patience_iterations", value=0), "distill", ["patience_iterations"]),
+    "fewer returns than none": (put("distill", "health", "returns_max", value=-1), "distill", ["returns_max"]),
     "times that rise": (
         put("sampling", "times", "2", value=[1.3, 1.5, 0.0]),
         "sampling",
@@ -241,3 +309,18 @@ def test_a_file_that_is_no_profile_is_refused(text: str, reason: str, tmp_path: 
     with pytest.raises(ValueError, match=r"p\.yaml: ") as error:
         config.parse(config.TrigFlow, "trigflow", tmp_path / "p.yaml")
     assert reason in str(error.value)
+
+
+def test_the_readmes_own_pictures_profile_fits_and_is_named_after_itself(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"^    (sed '1,2d;.*?) profiles/digits.yaml > profiles/mine.yaml$", readme, re.M | re.S)
+    words = shlex.split(command)
+    made = subprocess.run([*words, str(ROOT / "profiles/digits.yaml")], capture_output=True, text=True, check=True)
+    file = tmp_path / "mine.yaml"
+    file.write_text(made.stdout)
+    for name, cls in SECTIONS.items():
+        config.parse(cls, name, file)
+    assert "digits" not in made.stdout
+    content = config.read(file)
+    assert content["register"]["model_name"] == "sana-sprint-mine"
+    assert content["evaluate"]["judge"] == "none"

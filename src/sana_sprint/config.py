@@ -280,33 +280,101 @@ class HeadsSection(Section):
     """LADD's discriminator heads on the outputs of the teacher's `blocks` (from 0)."""
 
     blocks: list[NonNegative] = Field(min_length=1)
+    norm: Literal["batch", "layer"]
     virtual_batch: Positive
     time: LogNormal
     misaligned_pairs: bool
+    steps: Positive  # in an iteration
     optimizer: Optimizer
 
 
+class FakeScore(Section):
+    """The network that learns the student's own distribution for the term `dmd`."""
+
+    weight: Scale
+    time: LogNormal
+    steps: Positive  # in an iteration
+    optimizer: Optimizer
+
+
+class Health(Section):
+    """When a distillation counts as ill. A fault must last `patience_iterations`; the run then returns to its last
+    good checkpoint with other draws, at most `returns_max` times."""
+
+    grad_norm_max: Scale
+    patience_iterations: Positive
+    accuracy: list[Prob] = Field(min_length=2, max_length=2)  # of the heads, lowest and highest
+    diversity_min: Weight  # deviation across the grid's one-step latents, whose data have deviation 1
+    score_kept_min: Prob  # share of the best quick score so far that a later one must reach
+    returns_max: NonNegative
+
+    @model_validator(mode="after")
+    def _accuracy_rises(self) -> Health:
+        low, high = self.accuracy
+        if low >= high:
+            raise ValueError(f"accuracy must be [lowest, highest] with lowest < highest, got {self.accuracy}")
+        return self
+
+
+RECIPES: dict[str, frozenset[str]] = {
+    "sprint": frozenset({"scm", "ladd"}),
+    "sprint_dmd": frozenset({"scm", "ladd", "dmd"}),
+    "scm_dmd": frozenset({"scm", "dmd"}),
+    "ladd_dmd": frozenset({"ladd", "dmd"}),
+    "scm": frozenset({"scm"}),
+    "ladd": frozenset({"ladd"}),
+    "dmd": frozenset({"dmd"}),
+}
+
+
 class Distill(Section):
-    """Stage distill: sCM + LADD. `iterations` count pairs of one student and one heads step."""
+    """Stage distill. `recipe` names the terms of the student's loss: the paper's is `sprint`, sCM + LADD. An
+    iteration is one step of the student and the steps of its critics."""
 
     seed: NonNegative
+    recipe: Literal["sprint", "sprint_dmd", "scm_dmd", "ladd_dmd", "scm", "ladd", "dmd"]
+    latents: Literal["data", "teacher"]  # of pictures, or drawn by the teacher for their captions
     precision: Literal["32-true", "bf16-mixed"]
+    tangent_precision: Literal["float32", "network"]
     iterations: Positive
     global_batch: Positive
     time: LogNormal
     max_time_prob: Prob
     guidance: list[Scale] = Field(min_length=1)
-    scm_weight: Weight
-    ladd_weight: Weight
+    scm_weight: Scale
+    ladd_weight: Scale
+    derivative: Literal["exact", "semi", "difference"]
+    derivative_step: Scale  # of the last two: along time in radians, or along the path
     tangent_norm_c: Scale
+    size_invariant_norm: bool
+    log_variance: bool
     tangent_warmup_iterations: NonNegative
     ema_decay: Prob
     student: Optimizer
     heads: HeadsSection
+    dmd: FakeScore
+    health: Health
     checkpoint_every: Positive
     keep_checkpoints: Positive
     grid_every: Positive
+    score_prompts: NonNegative  # of the quick score beside each grid; none: 0
     log_every: Positive
+
+    @property
+    def terms(self) -> frozenset[str]:
+        """The terms of the recipe."""
+        return RECIPES[self.recipe]
+
+    @property
+    def turns(self) -> int:
+        """Optimisation steps in an iteration: turn 0 is the student's, the others are its critics'."""
+        return 1 + max([c.steps for t, c in (("ladd", self.heads), ("dmd", self.dmd)) if t in self.terms], default=0)
+
+    def critics(self, turn: int) -> list[str]:
+        """Returns the networks that move in a turn after the student's."""
+        have = {"heads": "ladd" in self.terms and turn <= self.heads.steps}
+        have["fake_score"] = "dmd" in self.terms and turn <= self.dmd.steps
+        return [name for name, moves in have.items() if moves]
 
 
 class Evaluate(Section):

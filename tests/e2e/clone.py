@@ -67,6 +67,7 @@ class Clone:
         for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a clone"]):
             subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=root, check=True)
         interpreter(root / ".venv")
+        (root / ".venv/ready").touch()
         clone.use(profile)
         return clone
 
@@ -144,5 +145,5 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def stages(log: str) -> list[str]:
-    """The stages that a `dvc repro` ran, in order."""
-    return re.findall(r"^Running stage '([\w@]+)'", log, re.MULTILINE)
+    """The stages that a `dvc repro` ran, in order; `make demo` puts the size before the lines of two at once."""
+    return re.findall(r"^(?:\w+: )?Running stage '([\w@]+)'", log, re.MULTILINE)

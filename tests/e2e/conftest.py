@@ -1,4 +1,4 @@
-"""The smoke profile, run once from nothing in a clone."""
+"""`make demo` on the smoke profile, run once from nothing in a clone."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from tests.e2e.clone import Clone
 
 @dataclass(frozen=True)
 class Finished:
-    """A clone after `dvc repro`: what it printed, how long it took, what the outputs were."""
+    """A clone after `make demo`: what it printed, how long it took, what the outputs were."""
 
     clone: Clone
     log: str
@@ -21,9 +21,9 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    clone = Clone.make(tmp_path_factory.mktemp("smoke") / "a clone", "smoke")
+    clone = Clone.make(tmp_path_factory.mktemp("smoke") / "a clone", "demo")
     started_at = time.monotonic()
-    log = clone.run("dvc", "repro")
+    log = clone.run("make", "demo", "PROFILE=smoke", "AT_ONCE=2")
     elapsed_s = time.monotonic() - started_at
     return Finished(clone, log, elapsed_s, clone.outputs())
 

@@ -104,7 +104,7 @@ def test_a_second_repro_does_nothing_and_says_so_in_five_seconds(finished):
         assert "Data and pipelines are up to date." in log
         assert stages(log) == []
     assert min(times) < SECOND_RUN_S
-    assert "up to date" in finished.clone.run("dvc", "status")
+    assert "up to date" in finished.clone.run("dvc", "status", "dvc.yaml")  # experiments have a dvc.yaml of their own
 
 
 def test_summary_names_places_scores_and_the_next_commands(finished):

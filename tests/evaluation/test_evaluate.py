@@ -10,8 +10,6 @@ from PIL import Image
 
 from sana_sprint import storage
 from sana_sprint.evaluation import classifier, evaluate, generate, plots, protocol, sheets
-from sana_sprint.evaluation.judges import Verdict
-from sana_sprint.evaluation.protocol import Prompt
 from tests.evaluation.conftest import EVALUATE, SAMPLING, train_judge
 
 MODELS = {"student": {"1", "2", "3", "4"}, "undistilled": {"1", "2", "3", "4"}, "teacher": {"3"}}
@@ -47,19 +45,6 @@ def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tm
     again = evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
     assert timeless(again.result) == timeless(outcome.result)
     assert again.verdicts == outcome.verdicts
-
-
-def test_overall_is_the_mean_of_tasks_and_heldout_stands_apart():
-    prompts = [Prompt(i, str(i), "c", "a" if i < 4 else "b", "heldout" if i % 2 else "seen", {}) for i in range(6)]
-    right = [True, False, True, False, True, True]
-    score = evaluate.by_task(prompts, [Verdict(r, "") for r in right])
-    assert score["tasks"]["a"]["value"] == 0.5
-    assert score["tasks"]["b"] == {"value": 1.0, "se": score["tasks"]["b"]["se"], "n": 2}
-    assert score["overall"]["value"] == 0.75  # not 4/6: tasks weigh the same
-    assert score["seen"]["value"] == 1.0
-    assert score["heldout"]["value"] == pytest.approx(1 / 3, abs=1e-6)
-    errors = [score["tasks"][task]["se"] for task in "ab"]
-    assert score["overall"]["se"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2, abs=1e-6)
 
 
 def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_anew(outcome, folders, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import evaluate, plots, report
+from sana_sprint.evaluation import evaluate, pages, plots, report
 
 
 class Page(HTMLParser):
@@ -122,3 +122,22 @@ def test_a_profile_without_verdicts_has_a_page_too(data):
 def test_without_scores_it_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match="dvc repro evaluate"):
         report.run(config.Report(title="t", prompts=1), tmp_path, tmp_path / "x.html", tmp_path / "curves")
+
+
+def test_the_page_of_an_experiment_holds_its_tables_and_plots_and_escapes_them(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "curve.png")
+    sizes = "| size | 1 < 2 |\n|---|---|\n| base | -0.1 |\n"
+    words = f"{sizes}\nteacher: 0.8\n\n| fine-tune | loss |\n|---|---|\n| staged | 2 |\n"
+    pages.write_experiment(tmp_path / "index.html", "Title", "What it is.", words, [tmp_path / "curve.png"])
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<table>") == 2
+    for cell in (
+        '<th scope="col">1 &lt; 2</th>',
+        "<td>base</td><td>-0.1</td>",
+        "<h2>fine-tune</h2>",
+        "<td>staged</td>",
+    ):
+        assert cell in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "<h1>Title</h1>" in page
+    assert "teacher: 0.8" not in page

@@ -14,6 +14,7 @@ def _fixture(name: str):
     return module
 
 
-trigflow, scm, sample, times, ladd, flow, importance, ema = map(
-    _fixture, ("trigflow", "scm", "sample", "times", "ladd", "flow", "importance", "ema")
+trigflow, scm, forward, difference, dmd, sample, times, ladd, flow, importance, ema = map(
+    _fixture,
+    ("trigflow", "scm", "forward", "difference", "dmd", "sample", "times", "ladd", "flow", "importance", "ema"),
 )

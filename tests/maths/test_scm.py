@@ -118,6 +118,22 @@ def test_normalize_bounds_each_sample_by_itself(scm: ModuleType) -> None:
     assert (normalized * g >= 0).all()
 
 
+def test_size_invariant_norm_is_the_same_at_every_resolution(scm: ModuleType) -> None:
+    g = column(torch.tensor([0.0, 1e-3, 1.0, 1e3, 1e6], dtype=DOUBLE)) * normal(25, B, *SHAPE)
+    larger = g.repeat(1, 1, 4, 4)
+    normalized = scm.normalize(g, 0.1, size_invariant=True)
+    assert_close(scm.normalize(larger, 0.1, size_invariant=True), normalized.repeat(1, 1, 4, 4))
+    rms, rms_after = (x.square().flatten(1).mean(1).sqrt() for x in (g, normalized))
+    assert_close(rms_after, rms / (rms + 0.1))
+
+
+def test_plain_norm_grows_with_the_resolution(scm: ModuleType) -> None:
+    g = normal(25, B, *SHAPE)
+    norm = column(g.flatten(1).norm(dim=1))
+    larger = scm.normalize(g.repeat(1, 1, 4, 4), 0.1)
+    assert_close(larger, (g / (4 * norm + 0.1)).repeat(1, 1, 4, 4))
+
+
 @pytest.mark.parametrize(
     ("step", "steps", "r"), [(0, 100, 0.0), (25, 100, 0.25), (100, 100, 1.0), (9000, 100, 1.0), (0, 0, 1.0)]
 )

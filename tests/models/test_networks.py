@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
-from sana_sprint.maths import scm, trigflow
+from sana_sprint.maths import forward, scm, trigflow
 from sana_sprint.models import networks
 from sana_sprint.models.networks import Student, Text
 
@@ -196,6 +196,17 @@ def test_derivative_of_the_whole_student_equals_finite_differences(patch: int) -
     expected = trigflow.over(t.cos() * t.sin(), x) * dF
     assert expected.abs().max() > 0.01
     assert_close(cos_sin_dF, expected, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_derivative_with_still_weights_is_pytorch_s_own(patch: int) -> None:
+    pupil, x, dx = student(patch_size=patch), tiny.latents(), tiny.latents(seed=9)
+    F = pupil.velocity(tiny.text(), GUIDANCE)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        expected = torch.func.jvp(F, (x, TIMES), (dx, TIMES))
+        found = forward.jvp(F, (x, TIMES), (dx, TIMES))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_derivative_in_float32_agrees_with_float64() -> None:

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from sana_sprint import config
+from tests.training import small_job
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +39,18 @@ def latents_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def distill_params():
     """The smoke profile's distill section, with a few iterations."""
     section = YAML(typ="safe").load(Path("profiles/smoke.yaml"))["distill"]
     section |= {"iterations": 6, "global_batch": 8, "checkpoint_every": 2, "tangent_warmup_iterations": 2}
     section["heads"]["blocks"] = [0, 1]
     return config.Distill.model_validate(section)
+
+
+@pytest.fixture(scope="session")
+def inputs(latents_folder, sprint_folder, tmp_path_factory):
+    """What a tiny job reads."""
+    return small_job.Inputs.make(
+        tmp_path_factory.mktemp("inputs"), latents_folder, sprint_folder / "vae", tiny.transformer()
+    )

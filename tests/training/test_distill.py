@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from sana_sprint.data.loader import Latents
 from sana_sprint.models import networks
 from sana_sprint.models.networks import Text
-from sana_sprint.training import checkpoints, distill, draws
+from sana_sprint.training import batches, checkpoints, distill, draws, health
 
 SIGMA_D = 0.5
 ONE = draws.Share(0, 1)
@@ -26,9 +26,8 @@ def module(latents_folder, params, share=ONE):
 
 
 def run(made, latents_folder, params, start, stop, extra=()):
-    data = draws.Batches(
-        Latents(latents_folder, "train"), params.global_batch, params.seed, 2 * params.iterations, made.share
-    )
+    steps = params.turns * params.iterations
+    data = batches.Pairs(Latents(latents_folder, "train"), params.global_batch, params.seed, steps, made.share)
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -74,6 +73,15 @@ def test_the_heads_turn_moves_the_heads_alone(latents_folder, distill_params):
     assert {k for k in moved(before["heads"], made.heads) if k.endswith("original")}
 
 
+def test_real_fake_and_misaligned_meet_the_same_heads(latents_folder, distill_params):
+    made, twin = (module(latents_folder, distill_params) for _ in range(2))
+    batch = batches.Pairs(Latents(latents_folder, "train"), 8, 0, 1, ONE)[0]
+    seen = distill.Seen(batch["x_0"], batch["misaligned"], draws.text_of(batch), draws.Draws(0, 0, 8, ONE, "cpu"), 0, 1)
+    made.logits([seen.x_0, seen.x_0, seen.misaligned], seen)
+    twin.logits([seen.x_0], seen)
+    assert not moved(weights(made.heads), twin.heads)  # a power iteration a step, however many sets
+
+
 def test_every_guidance_weight_moves_and_the_output_depends_on_guidance(latents_folder, distill_params):
     made = module(latents_folder, distill_params)
     before = weights(made.student.transformer.time_embed.guidance_embedder)
@@ -101,25 +109,39 @@ def test_the_average_is_the_closed_form_of_the_students(latents_folder, distill_
     assert torch.allclose(made.averaged.state_dict()[name], expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("recipe", ["sprint", "sprint_dmd", "scm"])
 def test_resuming_from_a_checkpoint_ends_bit_for_bit_where_a_straight_run_ends(
-    latents_folder, distill_params, tmp_path
+    latents_folder, distill_params, tmp_path, recipe
 ):
-    steps = 2 * distill_params.iterations
-    straight = module(latents_folder, distill_params)
-    run(straight, latents_folder, distill_params, 0, steps)
+    params = distill_params.model_copy(update={"recipe": recipe})
+    turns = params.turns
+    steps = turns * params.iterations
+    straight = module(latents_folder, params)
+    run(straight, latents_folder, params, 0, steps)
 
-    first = module(latents_folder, distill_params)
-    keep = checkpoints.Checkpoints(tmp_path, None, "key", 2, 2, steps)
-    run(first, latents_folder, distill_params, 0, 4, [keep])
+    first = module(latents_folder, params)
+    well = health.Health(params)
+    keep = checkpoints.Checkpoints(tmp_path, None, "key", params, well)
+    run(first, latents_folder, params, 0, 2 * turns, [keep])
     source = checkpoints.newest(tmp_path, "key")
     assert source is not None
     assert source.name == "step-0000002"
-    resumed = module(latents_folder, distill_params)
-    again = checkpoints.Checkpoints(tmp_path, source, "key", 2, 2, steps)
-    run(resumed, latents_folder, distill_params, 4, steps, [again])
-    for name in checkpoints.NETWORKS:
+    resumed = module(latents_folder, params)
+    again = checkpoints.Checkpoints(tmp_path, source, "key", params, well)
+    run(resumed, latents_folder, params, 2 * turns, steps, [again])
+    for name in straight.networks:
         assert not moved(weights(getattr(straight, name)), getattr(resumed, name)), name
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-0000004", "step-0000006"]
+
+
+def test_a_fault_of_the_last_iteration_alone_withholds_no_checkpoint(latents_folder, distill_params, tmp_path):
+    limits = distill_params.health.model_copy(update={"grad_norm_max": 1e-9, "patience_iterations": 100})
+    params = distill_params.model_copy(update={"health": limits, "iterations": 1})
+    watch = health.Health(params)
+    keep = checkpoints.Checkpoints(tmp_path, None, "key", params, watch)
+    run(module(latents_folder, params), latents_folder, params, 0, 2 * params.iterations, [watch, keep])
+    assert not watch.well
+    assert [p.name for p in tmp_path.glob("step-*")] == ["step-0000001"]
 
 
 def test_checkpoints_of_other_params_are_removed_and_broken_ones_named(
@@ -127,9 +149,9 @@ def test_checkpoints_of_other_params_are_removed_and_broken_ones_named(
 ):
     made = module(latents_folder, distill_params)
     optimizers = made.configure_optimizers()
-    checkpoints.save(tmp_path, made, optimizers, 2, "key", 3)
-    whole = checkpoints.save(tmp_path, made, optimizers, 4, "key", 3)
-    cut = checkpoints.save(tmp_path, made, optimizers, 6, "key", 3)
+    checkpoints.save(tmp_path, made, optimizers, 2, "key", 3, {})
+    whole = checkpoints.save(tmp_path, made, optimizers, 4, "key", 3, {})
+    cut = checkpoints.save(tmp_path, made, optimizers, 6, "key", 3, {})
     (cut / "heads.safetensors").write_bytes((cut / "heads.safetensors").read_bytes()[:100])
     assert checkpoints.newest(tmp_path, "key") == whole
     assert "step-0000006: half-written checkpoint (heads.safetensors" in capsys.readouterr().err
@@ -148,7 +170,7 @@ def test_two_shares_of_a_batch_draw_the_numbers_of_one(latents_folder, distill_p
 
 def test_one_batch_can_be_learnt_by_heart(latents_folder, distill_params):
     """sCM alone on one batch at fixed draws: the loss against the first step's target falls."""
-    params = distill_params.model_copy(update={"ladd_weight": 0.0, "tangent_warmup_iterations": 0})
+    params = distill_params.model_copy(update={"recipe": "scm", "tangent_warmup_iterations": 0})
     made = module(latents_folder, params)
     data = draws.Batches(Latents(latents_folder, "train"), 8, 0, 1, ONE)[0]
     text, x_0 = draws.text_of(data), data["x_0"] * SIGMA_D
@@ -156,10 +178,11 @@ def test_one_batch_can_be_learnt_by_heart(latents_folder, distill_params):
     frozen = copy.deepcopy(made.student)
     losses = []
     for _ in range(30):
-        found, _ = made.student_losses(x_0, text, draws.Draws(0, 0, 8, ONE, "cpu"), 10)
+        seen = distill.Seen(x_0, x_0[:0], text, draws.Draws(0, 0, 8, ONE, "cpu"), 10, 0)
+        found = made.student_losses(seen)[0]["student/scm"]
         optimizer.zero_grad()
-        found["scm"].backward()
+        found.backward()
         optimizer.step()
-        losses.append(found["scm"].item())
+        losses.append(found.item())
     assert losses[-1] < losses[0] - 0.05
     assert moved(weights(frozen), made.student)

@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 
 from sana_sprint import storage
 from sana_sprint.data import manifest
-from sana_sprint.evaluation import clip_judge, generate, judges, latency, protocol, sheets
+from sana_sprint.evaluation import clip_judge, generate, judges, latency, protocol, sheets, tally
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
     from sana_sprint.evaluation.generate import Loaded
     from sana_sprint.evaluation.judges import Judge, Verdict
     from sana_sprint.evaluation.protocol import Prompt
-    from sana_sprint.maths.metrics import Estimate
 
 SHOWN = 24
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -160,35 +157,12 @@ def enter(outcome: Outcome, court: Court, model: str, steps: str, pictures: np.n
     verdicts = court.judge(pictures, court.prompts)
     features = court.clip.pictures(pictures)
     score = {
-        court.fid_name: plain(metrics.frechet_estimate(court.reference, features)),
-        "clip_score": plain(metrics.clip_score(features, court.texts)),
+        court.fid_name: tally.plain(metrics.frechet_estimate(court.reference, features)),
+        "clip_score": tally.plain(metrics.clip_score(features, court.texts)),
     }
-    outcome.result["scores"][model][steps] = by_task(court.prompts, verdicts) | score
+    outcome.result["scores"][model][steps] = tally.by_task(court.prompts, verdicts) | score
     outcome.verdicts[model][steps] = verdicts
     outcome.shown[model][steps] = pictures[[p.index for p in protocol.shown(court.prompts, SHOWN)]]
-
-
-def by_task(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Returns "tasks" (share of right pictures), "overall" (the mean of the tasks, as GenEval defines it) and
-    the mean over prompts of each group there is, "seen" and "heldout"; {} without verdicts.
-    """
-    if not verdicts:
-        return {}
-    parts: dict[str, dict[str, list[bool]]] = {"task": defaultdict(list), "group": defaultdict(list)}
-    for prompt, verdict in zip(prompts, verdicts, strict=True):
-        parts["task"][prompt.task].append(verdict.right)
-        parts["group"][prompt.group].append(verdict.right)
-    tasks = {name: metrics.proportion(sum(right), len(right)) for name, right in parts["task"].items()}
-    groups = {name: metrics.proportion(sum(right), len(right)) for name, right in parts["group"].items()}
-    return {
-        "overall": plain(metrics.average(list(tasks.values()))),
-        "tasks": {name: plain(e) | {"n": len(parts["task"][name])} for name, e in tasks.items()},
-    } | {name: plain(e) for name, e in groups.items()}
-
-
-def plain(estimate: Estimate) -> dict[str, float]:
-    """Returns an estimate as JSON, rounded to six digits."""
-    return {"value": round(estimate.value, DIGITS), "se": round(estimate.se, DIGITS)}
 
 
 def headline(result: dict[str, Any]) -> dict[str, float]:

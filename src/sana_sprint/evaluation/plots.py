@@ -150,3 +150,18 @@ def curves(series: dict[str, list[list[float]]], path: Path) -> None:
             axes[number].plot(steps[width - 1 :], smooth, color=COLOURS[0], linewidth=1.4)
         axes[number].set_title(name, fontsize=9, color=INK, loc="left")
     save(fig, path)
+
+
+def compared(runs: dict[str, dict[str, list[list[float]]]], names: Iterable[str], path: Path) -> None:
+    """Writes one panel per metric with a line per run, for the metrics that some run has."""
+    shown = [name for name in names if any(name in series for series in runs.values())]
+    fig, axes = figure(max(len(shown), 1))
+    for ax, name in zip(axes, shown, strict=False):
+        for number, (run, series) in enumerate(runs.items()):
+            if points := series.get(name):
+                style = "-" if number < len(COLOURS) else "--"
+                ax.plot(*zip(*points, strict=True), style, color=COLOURS[number % len(COLOURS)], linewidth=1, label=run)
+        ax.set_title(name, fontsize=9, color=INK, loc="left")
+        ax.set_xlabel("step", fontsize=8, color=FAINT)
+    axes[0].legend(frameon=False, fontsize=6)
+    save(fig, path)

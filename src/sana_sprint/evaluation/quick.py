@@ -1,16 +1,17 @@
 """A quick score of a network in memory, on a few prompts of the protocol: what pruning reports before the cut, after
-it and after healing.
+it and after healing, and what distillation reports while it runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from sana_sprint.data import manifest
-from sana_sprint.evaluation import evaluate, generate, judges, protocol
+from sana_sprint.evaluation import generate, judges, protocol, tally
 from sana_sprint.maths import sample
 from sana_sprint.models import networks
 
@@ -69,9 +70,40 @@ class Score:
         self.loaded.pipe.transformer = network.to(self.loaded.device).eval()
         return replace(self.loaded)
 
-    def _judged(self, borrowed: generate.Loaded, draw: generate.Draw) -> dict[str, float]:
+    def _judged(self, borrowed: generate.Loaded, draw: generate.Draw, steps: int = 1) -> dict[str, float]:
         pictures = generate.pictures(
-            borrowed, draw, self.prompts, 1, self.params.seed, self.params.batch, "quick score"
+            borrowed, draw, self.prompts, steps, self.params.seed, self.params.batch, "quick score"
         )
-        result = evaluate.by_task(self.prompts, self.judge(pictures, self.prompts))
+        result = tally.by_task(self.prompts, self.judge(pictures, self.prompts))
         return {"overall": result["overall"]["value"], "overall_se": result["overall"]["se"]} if result else {}
+
+    def of_steps(self, network: SanaTransformer2DModel, steps: int) -> dict[str, float]:
+        """Returns the same of a distilled student in 1 to 4 steps."""
+        borrowed = self._with(network)
+        return self._judged(borrowed, borrowed.student, steps)
+
+
+@dataclass
+class StudentScorer:
+    """Scores a student in training at some step counts; travels to other processes as its settings alone."""
+
+    params: Evaluate
+    sampling: Sampling
+    sigma_d: float
+    teacher: Path
+    raw: Path
+    judge: Path
+    num: int
+    steps: tuple[int, ...] = (1, 2, 4)
+
+    @cached_property
+    def score(self) -> Score:
+        """The judge and its prompts, made at the first use."""
+        return Score(self.params, self.sampling, self.sigma_d, self.teacher, self.raw, self.judge, self.num)
+
+    def __call__(self, network: SanaTransformer2DModel) -> dict[str, float]:
+        """Returns the overall score by step count, {} for a judge without verdicts. The network stays as it was."""
+        training = network.training
+        scores = {str(k): self.score.of_steps(network, k).get("overall") for k in self.steps}
+        network.train(training)
+        return {k: value for k, value in scores.items() if value is not None}

@@ -5,17 +5,14 @@ Everything is read from the metrics, grids and curves of earlier stages; picture
 
 from __future__ import annotations
 
-import base64
-import io
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from sana_sprint import storage
-from sana_sprint.evaluation import plots, sheets
+from sana_sprint.evaluation import pages, plots, sheets
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
@@ -51,7 +48,7 @@ def run(params: Report, data: Path, page: Path, plot_folder: Path) -> dict[str, 
         "compared": COMPARED,
         "summary": summary(results),
         "plots": score_plots(data / "plots", list(results)),
-        "curves": [(path.stem, embedded(path)) for path in curves],
+        "curves": [(path.stem, pages.embedded(path)) for path in curves],
         "score_tables": [score_table(size, result) for size, result in results.items()],
         "task_tables": [task_table(size, result) for size, result in results.items()],
         "matched": [matched(size, grid.content) for size, grid in grids.items()],
@@ -61,14 +58,7 @@ def run(params: Report, data: Path, page: Path, plot_folder: Path) -> dict[str, 
         "protocol": protocol_facts(results),
         "lineage": lineage(data),
     }
-    environment = Environment(
-        loader=PackageLoader("sana_sprint.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    storage.write_text(page, environment.get_template("report.html.j2").render(content))
+    pages.write(page, "report.html.j2", content)
     return {
         "sizes": len(results),
         "pictures": len(rows) * (1 + len(COMPARED) * len(results)),
@@ -86,7 +76,7 @@ class Grid:
     def tile(self, sheet: str, number: int) -> str:
         """Returns a tile of a sheet as a data URI."""
         with Image.open(self.folder / f"{sheet}.png") as image:
-            return data_uri(sheets.cut(image, number, tuple(self.content["tile_px"])))
+            return pages.data_uri(sheets.cut(image, number, tuple(self.content["tile_px"])))
 
     def verdict(self, model: str, steps: str, number: int) -> dict[str, Any] | None:
         """Returns the verdict on a shown picture, or None where no judge gave one."""
@@ -115,18 +105,6 @@ def cell(grid: Grid, sheet: str, model: str, steps: str, place: int) -> dict[str
     return {"picture": grid.tile(sheet, place), "steps": steps, "verdict": grid.verdict(model, steps, place)}
 
 
-def data_uri(image: Image.Image) -> str:
-    """Returns a picture as a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def embedded(path: Path) -> str:
-    """Returns a PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
 def write_curves(source: Path, folder: Path) -> list[Path]:
     """Writes a plot per training that left curves, in the order of the road; returns their paths."""
     road = ("foundation", "teacher", "prune", "distill")
@@ -144,7 +122,7 @@ def score_plots(folder: Path, sizes: list[str]) -> list[tuple[str, str, str]]:
     """Returns (size, what it shows, data URI) of evaluate's plots."""
     kinds = {"scores": "scores against the number of steps", "tasks": "score per task"}
     paths = [(size, words, folder / f"{kind}-{size}.png") for size in sizes for kind, words in kinds.items()]
-    return [(size, words, embedded(path)) for size, words, path in paths if path.is_file()]
+    return [(size, words, pages.embedded(path)) for size, words, path in paths if path.is_file()]
 
 
 def with_error(score: dict[str, Any] | None, digits: int = 3) -> str:

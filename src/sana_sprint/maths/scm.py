@@ -5,9 +5,9 @@ gradient stopped, dxdt the guided velocity of the teacher, r the tangent warm-up
     g = -cos^2(t) (sigma_d F^- - dxdt) - r (cos(t) sin(t) x_t + sigma_d cos(t) sin(t) dF^-/dt)
 """
 
-import torch
 from torch import Tensor
 
+from sana_sprint.maths import forward
 from sana_sprint.maths.trigflow import Velocity, over
 
 
@@ -17,8 +17,7 @@ def derivative(F: Velocity, x: Tensor, t_B: Tensor, dxdt: Tensor, sigma_d: float
     weight_B = t_B.cos() * t_B.sin()
     primals = (x / sigma_d, t_B)
     tangents = (over(weight_B, x) * dxdt / sigma_d, weight_B)
-    out = torch.func.jvp(F, primals, tangents)
-    return out[0], out[1]
+    return forward.jvp(F, primals, tangents)
 
 
 def tangent(
@@ -31,9 +30,12 @@ def tangent(
     return -toward_teacher - r * (t.cos() * t.sin() * x + sigma_d * cos_sin_dF)
 
 
-def normalize(g: Tensor, c: float) -> Tensor:
-    """Returns g / (|g| + c) with the norm taken per sample (arXiv:2410.11081, section 4.1)."""
+def normalize(g: Tensor, c: float, size_invariant: bool = False) -> Tensor:
+    """Returns g / (|g| + c) with the norm taken per sample (arXiv:2410.11081, section 4.1). Size-invariant, the norm
+    is |g| / sqrt(D), the root mean square over a sample's D numbers, which c then meets at every resolution."""
     norm_B = g.flatten(1).norm(dim=1)
+    if size_invariant:
+        norm_B = norm_B / g[0].numel() ** 0.5
     return g / (over(norm_B, g) + c)
 
 

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from sana_sprint.models.networks import Text
 
 
+def group_size(batch: int, virtual: int) -> int:
+    """Returns the largest divisor of a batch that is at most `virtual`."""
+    return max(d for d in range(1, min(virtual, batch) + 1) if batch % d == 0)
+
+
 class LocalBatchNorm(nn.Module):
-    """Batch norm over groups of at most `virtual` samples of (B, C, N), never over a whole global batch. The group
-    size is the largest divisor of the batch, so that every batch size works."""
+    """Batch norm over groups of at most `virtual` samples of (B, C, N), never over a whole global batch. Groups divide
+    the batch, so that every batch size works."""
 
     def __init__(self, channels: int, virtual: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -32,8 +37,7 @@ class LocalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x normalised per channel within each group."""
-        size = max(d for d in range(1, min(self.virtual, len(x)) + 1) if len(x) % d == 0)
-        grouped = x.unflatten(0, (-1, size)).float()
+        grouped = x.unflatten(0, (-1, group_size(len(x), self.virtual))).float()
         mean = grouped.mean((1, 3), keepdim=True)
         var = grouped.var((1, 3), keepdim=True, unbiased=False)
         normal = ((grouped - mean) * (var + self.eps).rsqrt()).flatten(0, 1)
@@ -52,12 +56,18 @@ class Residual(nn.Module):
         return (self.inner(x) + x) / math.sqrt(2)
 
 
-def head(width: int, virtual_batch: int) -> nn.Sequential:
+def norm(kind: str, width: int, virtual_batch: int) -> nn.Module:
+    """Returns the norm of a head: the paper's local batch norm, or `layer`, over all channels and tokens of a sample,
+    which leaves the difference of means between real and fake for the head to see."""
+    return LocalBatchNorm(width, virtual_batch) if kind == "batch" else nn.GroupNorm(1, width)
+
+
+def head(width: int, virtual_batch: int, kind: str) -> nn.Sequential:
     """Returns one head, (B, width, N) -> (B, 1, N)."""
 
     def block(taps: int) -> list[nn.Module]:
-        conv = nn.Conv1d(width, width, taps, padding=taps // 2, padding_mode="circular")
-        return [spectral_norm(conv), LocalBatchNorm(width, virtual_batch), nn.LeakyReLU(0.2)]
+        conv = nn.Conv1d(width, width, taps, padding=taps // 2, padding_mode="circular", bias=False)  # the norm has one
+        return [spectral_norm(conv), norm(kind, width, virtual_batch), nn.LeakyReLU(0.2)]
 
     return nn.Sequential(*block(1), Residual(nn.Sequential(*block(9))), spectral_norm(nn.Conv1d(width, 1, 1)))
 
@@ -65,10 +75,10 @@ def head(width: int, virtual_batch: int) -> nn.Sequential:
 class Heads(nn.Module):
     """One head per tapped block of the teacher; block indices count from 0."""
 
-    def __init__(self, width: int, blocks: list[int], virtual_batch: int) -> None:
+    def __init__(self, width: int, blocks: list[int], virtual_batch: int, kind: str) -> None:
         super().__init__()
         self.blocks = blocks
-        self.heads = nn.ModuleList(head(width, virtual_batch) for _ in blocks)
+        self.heads = nn.ModuleList(head(width, virtual_batch, kind) for _ in blocks)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Returns logits (B, heads x N) from block features, each (B, N, width)."""

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+TRIES = 15
 LARGE_ENOUGH = 1.15  # more threads must be this much faster to be worth it
 
 
@@ -20,19 +21,23 @@ def use_fastest(cores: int | None = None) -> int:
         threads = int(chosen)
     else:
         cores = cores or len(os.sched_getaffinity(0))
-        one = _seconds(1)
-        threads = cores if cores > 1 and _seconds(cores) * LARGE_ENOUGH < one else 1
+        threads = cores if cores > 1 and _faster(cores) else 1
     torch.set_num_threads(threads)
     return threads
+
+
+def _faster(cores: int) -> bool:
+    """Whether `cores` threads beat one, by the fastest of interleaved tries: a short load beside this process slows
+    some of them, a lasting one all."""
+    tries = [(_seconds(1), _seconds(cores)) for _ in range(TRIES)]
+    one, many = (min(times) for times in zip(*tries, strict=True))
+    return many * LARGE_ENOUGH < one
 
 
 def _seconds(threads: int) -> float:
     torch.set_num_threads(threads)
     layer = torch.nn.Sequential(torch.nn.Linear(128, 640), torch.nn.SiLU(), torch.nn.Linear(640, 128))
     x = torch.randn(1024, 128)
-    times = []
-    for _ in range(7):
-        started_at = time.perf_counter()
-        layer(x).square().mean().backward()
-        times.append(time.perf_counter() - started_at)
-    return sorted(times)[len(times) // 2]
+    started_at = time.perf_counter()
+    layer(x).square().mean().backward()
+    return time.perf_counter() - started_at

@@ -108,6 +108,16 @@ def repro_process() -> str | None:
     return next((_mark(one) for one in psutil.Process().parents() if _is_dvc(one)), None)
 
 
+@functools.cache
+def command_process() -> str | None:
+    """Returns the identity of the command whose stages share a parent run: the process above this one that
+    SANA_SPRINT_OWNER names, as `make demo` does for its several `dvc repro`, else the nearest `dvc`.
+    """
+    chosen = os.environ.get("SANA_SPRINT_OWNER", "")
+    named = (_mark(one) for one in psutil.Process().parents() if str(one.pid) == chosen)
+    return next(named, None) or repro_process()
+
+
 def is_dead(mark: str) -> bool:
     """Tells whether a process of this machine, named by `process`, has ended. Other machines' are never
     dead.

@@ -1,4 +1,5 @@
-"""MLflow runs of the stages: one parent run per `dvc repro`, a child run per stage, and one-line errors.
+"""MLflow runs of the stages: one parent run per command (`dvc repro`, `make demo`), a child run per stage, and
+one-line errors.
 
 `stage` is what the scripts of pipelines/ open; `Recorder` is the part of it that travels to Ray workers.
 MLflow is imported when a run opens. The store is MLFLOW_TRACKING_URI, else sqlite in data/mlflow of the
@@ -107,15 +108,15 @@ def _close_dead(server: MlflowClient, experiment_id: str) -> None:
 
 
 def _parent(server: MlflowClient, experiment_id: str, profile: str, tags: dict[str, str]) -> str:
-    """Returns the parent run, RUNNING, of the `dvc repro` above this process (or of this process alone)."""
-    owner = lineage.repro_process() or lineage.process()
+    """Returns the parent run, RUNNING, of the command above this process (or of this process alone)."""
+    owner = lineage.command_process() or lineage.process()
     found = server.search_runs(
         [experiment_id], filter_string=f"tags.process = '{owner}' and tags.kind = 'parent'", max_results=1
     )
     if found:
         server.update_run(found[0].info.run_id, status="RUNNING")
         return str(found[0].info.run_id)
-    word = "dvc repro" if lineage.repro_process() else "by hand"
+    word = "by hand" if owner == lineage.process() else "dvc repro" if owner == lineage.repro_process() else "make demo"
     name = f"{word} {profile} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     made = server.create_run(experiment_id, run_name=name, tags=tags | {"kind": "parent", "process": owner})
     return str(made.info.run_id)
@@ -143,14 +144,18 @@ def _open(name: str, size: str | None, sections: Mapping[str, Any]) -> Run:
 
 
 def _close(run: Run, status: str, trace: str = "") -> None:
-    """Ends the child, and its parent until the next stage opens it again; a failure stays on the parent."""
+    """Ends the child, and its parent if no other child runs, until the next stage opens it again; a failure stays on
+    the parent.
+    """
     server = store.client(run.uri)
     if trace:
         server.log_text(run.run_id, trace, "traceback.txt")
         server.set_tag(run.parent_id, "ended_by", status)
-    failed = server.get_run(run.parent_id).data.tags.get("ended_by")
     server.set_terminated(run.run_id, status)
-    server.set_terminated(run.parent_id, failed or status)
+    parent = server.get_run(run.parent_id)
+    siblings = f"tags.mlflow.parentRunId = '{run.parent_id}' and attributes.status = 'RUNNING'"
+    if not server.search_runs([parent.info.experiment_id], filter_string=siblings, max_results=1):
+        server.set_terminated(run.parent_id, parent.data.tags.get("ended_by", status))
 
 
 def fault(error: BaseException) -> str | None:

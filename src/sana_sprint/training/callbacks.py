@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning as L
@@ -15,7 +16,10 @@ import torch
 from sana_sprint import storage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Values = Callable[[L.Trainer], dict[str, float]]
 
 
 def quiet() -> None:
@@ -33,6 +37,20 @@ class Recorder(Protocol):
 
     def picture(self, image: Any, name: str, step: int | None = None) -> None:
         """Records a picture."""
+
+
+def newest(trainer: L.Trainer) -> dict[str, float]:
+    """Returns the newest value of every logged metric, as this process knows it."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@contextmanager
+def despite_full_disk(what: str) -> Iterator[None]:
+    """Lets a run go on without something that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"warning: no {what}: {error}; free space, the run goes on\n")
 
 
 class Progress(L.Callback):
@@ -56,7 +74,7 @@ class Progress(L.Callback):
         self.said_at = now
         per_s = (done - self.start) / max(now - self.started_at, 1e-9)
         left_s = (self.steps - done) / max(per_s, 1e-9)
-        numbers = "  ".join(f"{k} {float(v):.4g}" for k, v in list(trainer.callback_metrics.items())[:6])
+        numbers = "  ".join(f"{k} {v:.4g}" for k, v in list(newest(trainer).items())[:6])
         line = (
             f"{self.name}  {done}/{self.steps}  {numbers}  {per_s:.1f}/s  {left_s / 60:.0f}m{left_s % 60:02.0f}s left"
         )
@@ -65,11 +83,13 @@ class Progress(L.Callback):
 
 
 class Curves(L.Callback):
-    """Keeps every `every`-th value of the logged metrics, sends them to the recorder in batches, and writes them to
-    a JSON file {name: [[step, value], ...]} when training ends."""
+    """Keeps every `every`-th value of the logged metrics (`values` says which), sends them to the recorder in batches,
+    and writes them to a JSON file {name: [[step, value], ...]} when training ends."""
 
-    def __init__(self, path: Path, recorder: Recorder | None, every: int, start: int = 0) -> None:
-        self.path, self.recorder, self.every = path, recorder, every
+    def __init__(
+        self, path: Path, recorder: Recorder | None, every: int, start: int = 0, values: Values = newest
+    ) -> None:
+        self.path, self.recorder, self.every, self.values = path, recorder, every, values
         self.points: dict[str, list[list[float]]] = defaultdict(list)
         if start and path.exists():
             for name, points in storage.read_json(path).items():
@@ -82,7 +102,7 @@ class Curves(L.Callback):
         step = batch["step"] + 1
         if not trainer.is_global_zero or step % self.every:
             return
-        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        values = self.values(trainer)
         for name, value in values.items():
             self.points[name].append([step, value])
         if self.recorder:

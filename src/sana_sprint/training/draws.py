@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from sana_sprint.data.loader import Latents
 
 
+def seed(of_params: int, attempt: int) -> int:
+    """Returns the seed of a run's draws and batches: the params' own, and others after a return to a checkpoint,
+    which with the same numbers would only fall ill again."""
+    return of_params + 1_000_000_007 * attempt
+
+
 @dataclass(frozen=True)
 class Share:
     """The rows of a global batch that fall to one worker."""
@@ -59,7 +65,7 @@ class Draws:
 
 
 class Batches(Dataset):
-    """Item k is the worker's share of the batch of step k: {"step", "x_0", "embeds", "mask"}."""
+    """Item k is the worker's share of the batch of step k: {"step", "rows", "x_0", "embeds", "mask"}."""
 
     def __init__(self, latents: Latents, batch: int, seed: int, steps: int, share: Share) -> None:
         self.latents, self.batch, self.seed, self.steps, self.share = latents, batch, seed, steps, share
@@ -70,9 +76,13 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         """Returns the batch of a step."""
-        rows = self.share.of(self.latents.batch(step, self.batch, self.seed))
+        rows = self.share.of(self.every(step))
         embeds, mask = self.latents.text(rows)
-        return {"step": step, "x_0": self.latents.x[rows], "embeds": embeds, "mask": mask}
+        return {"step": step, "rows": rows, "x_0": self.latents.x[rows], "embeds": embeds, "mask": mask}
+
+    def every(self, step: int) -> Tensor:
+        """Returns the rows of the global batch of a step, all workers' shares."""
+        return self.latents.batch(step, self.batch, self.seed)
 
 
 def text_of(batch: dict[str, Any]) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -9,18 +10,17 @@ import torch
 from PIL import Image
 
 from sana_sprint.maths import sample
+from sana_sprint.training import callbacks, health
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from diffusers import AutoencoderDC
 
-    from sana_sprint.config import Sampling
     from sana_sprint.models.networks import Text
-    from sana_sprint.training.callbacks import Recorder
     from sana_sprint.training.distill import Distillation
+    from sana_sprint.training.job import Job
 
 STEPS = ("1", "2", "4")
+SHOWN = 12
 
 
 def pixels(vae: AutoencoderDC, x_0: torch.Tensor) -> torch.Tensor:
@@ -35,45 +35,51 @@ def tiled(rows: list[torch.Tensor]) -> Image.Image:
 
 
 class Grids(L.Callback):
-    """Draws the averaged student every `every` iterations into `folder` and the recorder. A row per step count."""
+    """Draws the averaged student every `grid_every` iterations into the job's folder and recorder, a row per step
+    count; logs how much its one-step latents differ, and the job's quick score."""
 
-    def __init__(
-        self,
-        vae: AutoencoderDC,
-        text: Text,
-        shape: tuple[int, ...],
-        sampling: Sampling,
-        sigma_d: float,
-        every: int,
-        folder: Path,
-        recorder: Recorder | None,
-    ) -> None:
-        self.vae, self.text, self.sampling, self.sigma_d = vae, text, sampling, sigma_d
-        self.every, self.folder, self.recorder = every, folder, recorder
+    def __init__(self, job: Job, vae: AutoencoderDC, text: Text, shape: tuple[int, ...]) -> None:
+        self.job, self.vae, self.text = job, vae, text
         generator = torch.Generator().manual_seed(0)
         self.noises = [torch.randn(len(text), *shape, generator=generator) for _ in range(int(STEPS[-1]))]
 
     @torch.no_grad()
-    def draw(self, module: Distillation) -> Image.Image:
-        """Returns the grid of a module's averaged student."""
-        text, device = self.text.to(module.device), module.device
-        F = module.averaged.velocity(text, torch.full((len(text),), self.sampling.guidance, device=device))
-        rows = []
-        for steps in STEPS:
-            noises = [n.to(device) for n in self.noises[: int(steps)]]
-            x_0 = sample.consistency(F, noises, self.sampling.times[steps], self.sigma_d)
-            rows.append(pixels(self.vae.to(device), x_0))
-        return tiled(rows)
+    def latents(self, module: Distillation) -> list[torch.Tensor]:
+        """Returns the averaged student's latents (B, C, H, W) of unit scale per step count."""
+        text, device, sampling = self.text.to(module.device), module.device, self.job.sampling
+        F = module.averaged.velocity(text, torch.full((len(text),), sampling.guidance, device=device))
+        noises = [n.to(device) for n in self.noises]
+        return [sample.consistency(F, noises[: int(k)], sampling.times[k], self.job.sigma_d) for k in STEPS]
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    @torch.no_grad()
+    def draw(self, latents: list[torch.Tensor]) -> Image.Image:
+        """Returns the grid of latents."""
+        return tiled([pixels(self.vae.to(x_0.device), x_0) for x_0 in latents])
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Distillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draws after the iterations that are due."""
-        iteration, odd = divmod(batch["step"] + 1, 2)
-        if odd or iteration % self.every or not trainer.is_global_zero:
+        """Draws after the iterations that are due. All workers compute, so that all log the same; rank 0 writes."""
+        iteration, turn = divmod(batch["step"] + 1, self.job.params.turns)
+        if turn or iteration % self.job.params.grid_every:
             return
-        grid = self.draw(pl_module)  # type: ignore[arg-type]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        grid.save(self.folder / f"iteration-{iteration:06d}.png")
-        if self.recorder:
-            self.recorder.picture(grid, "grids/1_2_4_steps", iteration)
+        latents = self.latents(pl_module)
+        if len(self.text) > 1:
+            pl_module.log(health.DIVERSITY, latents[0].std(0).mean())
+        if not all(x_0.isfinite().all() for x_0 in latents):
+            return  # no picture; health reads the diversity and stops the run
+        scores = self.job.scorer(pl_module.averaged.transformer) if self.job.scorer else {}
+        pl_module.log_dict({f"score/{steps}_step": score for steps, score in scores.items()})
+        if trainer.is_global_zero:
+            with callbacks.despite_full_disk(f"grid of iteration {iteration}"):
+                self.write(self.draw(latents), iteration)
+            if scores:
+                words = "  ".join(f"{steps} {score:.3f}" for steps, score in scores.items())
+                sys.stdout.write(f"distill {self.job.size}  iteration {iteration}  quick score by steps: {words}\n")
+
+    def write(self, grid: Image.Image, iteration: int) -> None:
+        """Writes a grid and records it."""
+        self.job.grids.mkdir(parents=True, exist_ok=True)
+        grid.save(self.job.grids / f"iteration-{iteration:06d}.png")
+        if self.job.recorder:
+            self.job.recorder.picture(grid, "grids/1_2_4_steps", iteration)

@@ -1,6 +1,7 @@
 """The only Ray file: distillation by Ray Train, on a local cluster started and stopped here or on RAY_ADDRESS.
 
-Machine settings: SANA_SPRINT_WORKERS (default: the GPUs of the cluster, else 1). Workers rebuild everything from the
+Machine settings: SANA_SPRINT_WORKERS (default: the GPUs of the cluster, else 1), SANA_SPRINT_SHARD=1 (networks spread
+over the workers, see sharding.py). Workers rebuild everything from the
 folders of `Job`, so nothing heavy travels; a restarted worker group goes on from the newest whole checkpoint.
 """
 
@@ -9,18 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
+import signal
 import sys
 import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
 
 if TYPE_CHECKING:
-    from sana_sprint.config import Distill, Sampling
-    from sana_sprint.training.callbacks import Recorder
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sana_sprint.training.job import Job
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,25 +33,8 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_worker_niceness": "0",
 }
-RESTARTS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs: absolute folders, params, where to record."""
-
-    size: str
-    trigflow: Path
-    teacher: Path
-    latents: Path
-    checkpoints: Path
-    grids: Path
-    curves: Path
-    params: Distill
-    sampling: Sampling
-    sigma_d: float
-    key: str
-    recorder: Recorder | None
+RESTARTS = 2  # of the workers, after one of them dies
+FAULT = "fault-{rank}.txt"  # in the folder of the checkpoints: what a restart would only meet again
 
 
 def run(job: Job) -> Path:
@@ -58,17 +43,19 @@ def run(job: Job) -> Path:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    final = job.checkpoints / f"step-{job.params.iterations:07d}"
-    if finished(job, final):
-        return final
+    if job.finished():
+        return job.final
+    for old in faults(job):
+        old.unlink()
     with cluster() as (workers, use_gpu, cores), tempfile.TemporaryDirectory() as scratch:
+        share = max(1, cores // workers)
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={"job": job, "cores": max(1, cores // workers)},
+            train_loop_config={"job": job, "cores": share, "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1"},
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
-                resources_per_worker=None if use_gpu else {"CPU": max(1, cores // workers)},
+                resources_per_worker=None if use_gpu else {"CPU": min(share, cores / workers)},
             ),
             run_config=RunConfig(
                 name=f"distill-{job.size}",
@@ -77,18 +64,45 @@ def run(job: Job) -> Path:
             ),
         )
         try:
-            trainer.fit()
+            with asked_to_stop(job.checkpoints) as asked:
+                trainer.fit()
         except Exception as error:
-            raise ValueError(f"distillation of {job.size} stopped: {root_cause(error)}") from error
-    assert finished(job, final), final
-    return final
+            if not faults(job):
+                raise ValueError(f"distillation of {job.size} stopped: {root_cause(error)}") from error
+    if said := faults(job):
+        raise ValueError(f"distillation of {job.size} stopped: {said[0].read_text()}")
+    if asked and not job.finished():
+        raise SystemExit(128 + asked[0])
+    assert job.finished(), job.final
+    return job.final
 
 
-def finished(job: Job, final: Path) -> bool:
-    """Whether the final checkpoint of this very job is there, whole."""
+def faults(job: Job) -> list[Path]:
+    """Returns the files in which workers have said what ails the job."""
+    return sorted(job.checkpoints.glob(FAULT.format(rank="*")))
+
+
+@contextmanager
+def asked_to_stop(folder: Path) -> Iterator[list[int]]:
+    """Within the block SIGTERM asks the workers to save and end, by a file in `folder` that they all see; yields the
+    list of signals that came."""
     from sana_sprint.training import checkpoints
 
-    return checkpoints.newest(job.checkpoints, job.key) == final
+    asked: list[int] = []
+    (folder / checkpoints.STOP).unlink(missing_ok=True)
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoints.STOP).touch()
+        sys.stderr.write("asked to stop: writing a checkpoint first\n")
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        (folder / checkpoints.STOP).unlink(missing_ok=True)
 
 
 def root_cause(error: BaseException) -> str:
@@ -99,12 +113,25 @@ def root_cause(error: BaseException) -> str:
 
 
 class cluster:  # noqa: N801  used as a context manager
-    """Yields (workers, use_gpu, cores) of the cluster in use; a cluster started here is stopped at the end."""
+    """Yields (workers, use_gpu, cores) of the cluster in use; a cluster started here is stopped at the end. Within
+    another such block the cluster is that one's."""
 
     def __enter__(self) -> tuple[int, bool, int]:
         """Joins RAY_ADDRESS or starts a local cluster."""
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        import ray
+
+        self.inner = ray.is_initialized()
+        if not self.inner:
+            self.join()
+        resources = ray.cluster_resources()
+        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        return machine_workers(gpus), gpus > 0, cores
+
+    @staticmethod
+    def join() -> None:
+        """Connects this process to a cluster. Raises ValueError where RAY_ADDRESS names none."""
         import ray
 
         address = os.environ.get("RAY_ADDRESS")
@@ -114,7 +141,7 @@ class cluster:  # noqa: N801  used as a context manager
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         try:
             ray.init(
-                address=address,
+                address=address or "local",
                 include_dashboard=False,
                 log_to_driver=True,
                 logging_level="ERROR",
@@ -122,15 +149,13 @@ class cluster:  # noqa: N801  used as a context manager
             )
         except ConnectionError as error:
             raise ValueError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
-        resources = ray.cluster_resources()
-        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        return machine_workers(gpus), gpus > 0, cores
 
     def __exit__(self, *_: object) -> None:
         """Leaves the cluster, which stops one that was started here."""
         import ray
 
-        ray.shutdown()
+        if not self.inner:
+            ray.shutdown()
 
 
 def worker_environment(address: str | None) -> dict[str, Any]:
@@ -141,120 +166,52 @@ def worker_environment(address: str | None) -> dict[str, Any]:
 
 
 def hush() -> None:
-    """Silences, in each of Ray's processes, the cleaner that warns every second that it finds no dashboard."""
+    """Silences, in each of Ray's processes, the cleaner that warns every second that it finds no dashboard, and tells
+    it which cluster is its own: it looks for one by itself and dies where it finds two."""
+    import ray
+
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
 
 
 def machine_workers(gpus: int) -> int:
-    """Returns SANA_SPRINT_WORKERS or its default. Raises ValueError when it is no positive number."""
+    """Returns SANA_SPRINT_WORKERS or its default. Raises ValueError when it is no positive number, or more than the
+    GPUs that are to be had: Ray would wait for them for ever."""
     chosen = os.environ.get("SANA_SPRINT_WORKERS", str(max(gpus, 1)))
     if not chosen.isdigit() or chosen == "0":
         raise ValueError(f"SANA_SPRINT_WORKERS={chosen}: must be a positive number of workers")
+    if 0 < gpus < int(chosen):
+        raise ValueError(f"SANA_SPRINT_WORKERS={chosen}: the cluster has {gpus} GPUs, one for each worker")
     return int(chosen)
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
     """Runs one worker's share of the training."""
-    import lightning as L
     import ray.train
-    import ray.train.lightning
     import ray.train.torch
-    from torch.utils.data import DataLoader
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from sana_sprint.models import threads
-    from sana_sprint.training import callbacks, checkpoints, draws
+    from sana_sprint.training import draws, health, job, sharding
 
-    job: Job = config["job"]
-    context = ray.train.get_context()
+    given: job.Job = config["job"]
+    if faults(given):
+        return
     threads.use_fastest(config["cores"])
+    context = ray.train.get_context()
     share = draws.Share(context.get_world_rank(), context.get_world_size())
-    source = checkpoints.newest(job.checkpoints, job.key)
-    start = int(storage.read_json(source / checkpoints.STATE)["iteration"]) if source else 0
-    if source and share.rank == 0:
-        sys.stdout.write(f"distill {job.size}: going on from {source}\n")
-    module, data, grids = pieces(job, share)
-    steps = 2 * job.params.iterations
-    curves = callbacks.Curves(job.curves, job.recorder, 2 * job.params.log_every, 2 * start)
-    callbacks.quiet()
-    trainer = L.Trainer(
-        max_epochs=1,
-        precision=job.params.precision,
-        accelerator="auto",
-        devices="auto",
-        strategy=ray.train.lightning.RayDDPStrategy(find_unused_parameters=True),
-        plugins=[ray.train.lightning.RayLightningEnvironment()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[
-            callbacks.Progress(f"distill {job.size}", steps, 2 * start),
-            callbacks.StopOnNonFinite(),
-            curves,
-            grids,
-            checkpoints.Checkpoints(
-                job.checkpoints,
-                source,
-                job.key,
-                job.params.checkpoint_every,
-                job.params.keep_checkpoints,
-                steps,
-            ),
-        ],
-    )
-    trainer = ray.train.lightning.prepare_trainer(trainer)
-    trainer.fit(module, DataLoader(data, batch_size=None, sampler=range(2 * start, steps)))
 
+    def strategy() -> dict[str, Any]:
+        device = ray.train.torch.get_device()
+        spread = sharding.Sharded(device, share.world) if config["sharded"] else None
+        way = spread or RayDDPStrategy(find_unused_parameters=True)
+        return {"accelerator": "auto", "devices": "auto", "strategy": way, "plugins": [RayLightningEnvironment()]}
 
-def pieces(job: Job, share: Any) -> tuple[Any, Any, Any]:
-    """Returns module, batches and grid callback of a job."""
-    from sana_sprint.data.loader import Latents
-    from sana_sprint.models import bundle
-    from sana_sprint.models.networks import Text
-    from sana_sprint.training import distill, draws, grids
-
-    latents = Latents(job.latents, "train")
-    module = distill.Distillation(
-        bundle.load_transformer(job.trigflow),
-        bundle.load_transformer(job.teacher),
-        Text(*latents.null),
-        job.params,
-        job.sigma_d,
-        share,
-    )
-    data = draws.Batches(latents, job.params.global_batch, job.params.seed, 2 * job.params.iterations, share)
-    shown = Latents(job.latents, "eval")
-    text = Text(*shown.text(shown.batch(0, min(12, len(shown)), 0)))
-    callback = grids.Grids(
-        bundle.load_vae(job.trigflow),
-        text,
-        tuple(latents.x.shape[1:]),
-        job.sampling,
-        job.sigma_d,
-        job.params.grid_every,
-        job.grids,
-        job.recorder,
-    )
-    return module, data, callback
-
-
-def clear(folder: Path) -> None:
-    """Removes the checkpoints of a finished training."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def averaged(final: Path, trigflow: Path) -> Any:
-    """Returns the student's transformer with the EMA weights of the final checkpoint, every key matched."""
-    from safetensors.torch import load_file
-
-    from sana_sprint.models import bundle
-
-    transformer = bundle.load_transformer(trigflow)
-    prefix = "transformer."
-    weights = load_file(final / "averaged.safetensors")
-    transformer.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True
-    )
-    return transformer.eval()
+    try:
+        job.fit(given, share, strategy)
+    except (ValueError, OSError) as error:
+        said = given.checkpoints / FAULT.format(rank=share.rank)
+        storage.write_text(said, " ".join(str(error).split()))
+        if not isinstance(error, health.Ill):  # which all workers are; else the others wait for this one
+            raise

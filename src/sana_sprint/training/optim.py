@@ -28,7 +28,10 @@ def adamw(weights: Iterable[nn.Parameter], params: Optimizer) -> torch.optim.Ada
     return torch.optim.AdamW(list(weights), lr=params.lr, betas=(b1, b2), weight_decay=params.weight_decay, fused=True)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, params: Optimizer, step: int, steps: int) -> None:
-    """Sets the learning rate of a step. The schedule is a function of the step, so nothing of it needs saving."""
+def set_lr(optimizer: torch.optim.Optimizer, params: Optimizer, step: int, steps: int) -> float:
+    """Sets and returns the learning rate of a step. The schedule is a function of the step, so nothing of it needs
+    saving."""
+    lr = params.lr * lr_scale(step, steps, params.warmup_steps, params.decay_share)
     for group in optimizer.param_groups:
-        group["lr"] = params.lr * lr_scale(step, steps, params.warmup_steps, params.decay_share)
+        group["lr"] = lr
+    return lr

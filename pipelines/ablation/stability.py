@@ -1,0 +1,151 @@
+"""What the teacher's fine-tune is for: data/models/foundation, data/latents
+-> data/reports/stability/{curves.json, table.md, gradients.png, losses.png, index.html}. Short fine-tunes with time as
+1000 t or t, with QK-norm or without, and sCM from each with its gradient norms (arXiv:2503.09641, section 3.1); then
+the fine-tune of all layers together beside that of the time embedding first."""
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sana_sprint import config, storage
+
+if TYPE_CHECKING:
+    import lightning as L
+    from diffusers import SanaTransformer2DModel
+    from lightning.pytorch.callbacks import Callback
+
+    from sana_sprint.data.loader import Latents
+
+OUT = Path("data/reports/stability")
+SCM = ("student/grad_norm", "student/tangent_norm")
+
+
+def main() -> None:
+    """Runs all trainings and writes curves and table."""
+    from sana_sprint.data.loader import Latents
+    from sana_sprint.evaluation import pages, plots
+    from sana_sprint.models import bundle, threads
+
+    threads.use_fastest()
+    steps = config.read(Path("pipelines/ablation/variants.yaml"))["stability"]
+    data, sigma_d = Latents(Path("data/latents"), "train"), config.load(config.TrigFlow).sigma_d
+    base = bundle.load_transformer(Path("data/models/foundation"))
+    teacher = short(config.load(config.Teacher), steps["fine_tune_steps"])
+    scm = config.load(config.Distill).model_copy(update={"recipe": "scm", "iterations": steps["scm_iterations"]})
+    gradients, losses = {}, {}
+    for time, norm in ((1000, False), (1000, True), (1, False), (1, True)):
+        name = f"{'1000 t' if time == 1000 else 't'}, {'QK-norm' if norm else 'no QK-norm'}"
+        tuned, losses[name] = fine_tuned(variant(base, time, norm), data, teacher, 0, name)
+        gradients[name] = distilled(tuned, time, data, scm, sigma_d, name)
+    together = losses.pop(name)
+    _, staged = fine_tuned(variant(base, 1, True), data, teacher, steps["fine_tune_steps"] // 2, "time embedding first")
+    stages = {"all layers together": together, "time embedding first": staged}
+    storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": losses | stages})
+    storage.write_text(OUT / "table.md", table(gradients, stages))
+    plots.compared(gradients, SCM, OUT / "gradients.png")
+    plots.compared(stages, ("loss", "grad_norm"), OUT / "losses.png")
+    words = "Short fine-tunes of the base model and sCM from each: time as 1000 t or t, with QK-norm or without."
+    shown = [OUT / "gradients.png", OUT / "losses.png"]
+    pages.write_experiment(OUT / "index.html", "Stability", words, table(gradients, stages), shown)
+    print((OUT / "table.md").read_text())
+
+
+def short(params: config.Teacher, steps: int) -> config.Teacher:
+    """Returns the params of a fine-tune of `steps`."""
+    return params.model_copy(update={"flow": params.flow.model_copy(update={"steps": steps})})
+
+
+def variant(base: "SanaTransformer2DModel", time: float, qk_norm: bool) -> "SanaTransformer2DModel":
+    """Returns the base's weights in a network that sees `time` times the flow time in [0, 1]."""
+    from sana_sprint.models import networks
+
+    made = networks.reshaped(base, qk_norm="rms_norm_across_heads" if qk_norm else None, timestep_scale=0.001)
+    gains = {k: v for k, v in made.state_dict().items() if ".norm_q." in k or ".norm_k." in k}
+    made.load_state_dict(gains | base.state_dict(), strict=True)
+    made.time_embed.emb.time_proj.scale = time
+    return made
+
+
+def fine_tuned(
+    network: "SanaTransformer2DModel", data: "Latents", params: config.Teacher, alone: int, name: str
+) -> tuple["SanaTransformer2DModel", dict[str, Any]]:
+    """Returns the average of a fine-tune and its curves; in the first `alone` steps only the time embedding moves."""
+    import torch
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from sana_sprint.models.networks import Text
+    from sana_sprint.training import draws, flow
+
+    def freeze(_trainer: "L.Trainer", module: Any, _batch: Any, index: int) -> None:
+        module.transformer.requires_grad_(index >= alone)
+        module.transformer.time_embed.requires_grad_(True)
+
+    torch.manual_seed(params.seed)
+    module = flow.FlowTraining(network.train(), Text(*data.null), params.flow, params.seed)
+    batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
+    curves, watch = kept()
+    flow.fit(module, batches, params.flow.steps, [LambdaCallback(on_train_batch_start=freeze), watch], name)
+    return module.averaged.eval(), curves
+
+
+def distilled(
+    teacher: "SanaTransformer2DModel", time: float, data: "Latents", params: config.Distill, sigma_d: float, name: str
+) -> dict[str, Any]:
+    """Returns the curves of sCM from a teacher, at full depth."""
+    import lightning as L
+    from torch.utils.data import DataLoader
+
+    from sana_sprint.models import networks
+    from sana_sprint.models.networks import Text
+    from sana_sprint.training import batches, callbacks, distill, draws
+
+    student = networks.embed_guidance(teacher)
+    student.time_embed.time_proj.scale = time
+    share = draws.Share(0, 1)
+    module = distill.Distillation(student, teacher, Text(*data.null), params, sigma_d, share)
+    pairs = batches.Pairs(data, params.global_batch, params.seed, params.iterations, share)
+    curves, watch = kept()
+    callbacks.quiet()
+    trainer = L.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        devices=1,
+        callbacks=[callbacks.Progress(f"sCM, {name}", params.iterations), watch],
+    )
+    trainer.fit(module, DataLoader(pairs, batch_size=None))
+    return curves
+
+
+def kept() -> tuple[dict[str, Any], "Callback"]:
+    """Returns curves and the callback that fills them, [step, value] for every step."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    curves: dict[str, Any] = {}
+
+    def keep(trainer: "L.Trainer", _module: Any, _outputs: Any, _batch: Any, index: int) -> None:
+        for name, value in trainer.callback_metrics.items():
+            curves.setdefault(name, []).append([index + 1, float(value)])
+
+    return curves, LambdaCallback(on_train_batch_end=keep)
+
+
+def table(gradients: dict[str, dict[str, Any]], stages: dict[str, dict[str, Any]]) -> str:
+    """Returns the medians and maxima of the gradient norms, and what the losses do as Markdown."""
+    lines = ["| sCM from a teacher of | median gradient norm | largest | median tangent norm |", "|---|---|---|---|"]
+    for name, curves in gradients.items():
+        grad, tangent = ([value for _, value in curves[metric]] for metric in SCM)
+        lines.append(f"| {name} | {statistics.median(grad):.3g} | {max(grad):.3g} | {statistics.median(tangent):.3g} |")
+    lines += ["", "| fine-tune | loss of the first half | after it, ten steps | at the end |", "|---|---|---|---|"]
+    for name, curves in stages.items():
+        loss = [value for _, value in curves["loss"]]
+        half = len(loss) // 2
+        parts = (loss[half - 20 : half], loss[half : half + 10], loss[-20:])
+        lines.append(f"| {name} | " + " | ".join(f"{statistics.mean(part):.3f}" for part in parts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The ablation's table: data/ablation/*.json -> data/reports/ablation/{table.json, table.md, curves.png,
+index.html}. A row per variant with the mean over seeds, its standard error and the difference from the variant
+`sprint`, paired by seed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sana_sprint import storage
+from sana_sprint.evaluation import pages, plots
+from sana_sprint.maths import metrics
+
+FOLDER, OUT = Path("data/ablation"), Path("data/reports/ablation")
+AGAINST = "sprint"
+STEPS = ("1", "2", "4")
+
+
+def main() -> None:
+    """Writes table and curves of the variants that are there."""
+    results = {path.stem: storage.read_json(path) for path in sorted(FOLDER.glob("*.json"))}
+    if AGAINST not in results:
+        raise ValueError(f"{FOLDER}: no {AGAINST}.json to compare with; run `make ablation`")
+    names = sorted(results, key=lambda name: (name != AGAINST, name))
+    rows = [row(name, results[name], results[AGAINST]) for name in names]
+    storage.write_json(OUT / "table.json", rows)
+    storage.write_text(OUT / "table.md", markdown(rows))
+    curves = {name: results[name]["seeds"][0]["curves"] for name in names}
+    watched = ("student/grad_norm", "student/tangent_norm", "student/logvar", "heads/accuracy", "student/drift")
+    plots.compared(curves, watched, OUT / "curves.png")
+    words = (
+        "Each row distils the base student again with some keys of the profile changed. Mean over seeds ± its standard "
+        f"error (of one seed: over its prompts); gains over {AGAINST} are paired by seed. Curves are those of one seed."
+    )
+    pages.write_experiment(OUT / "index.html", "Ablation", words, markdown(rows), [OUT / "curves.png"])
+    print((OUT / "table.md").read_text())
+
+
+def row(name: str, result: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
+    """Returns a variant's scores by step count, and what they differ from the one compared with."""
+    own = {one["seed"]: one["scores"] for one in result["seeds"]}
+    other = {one["seed"]: one["scores"] for one in against["seeds"]}
+    scores, gains = {}, {}
+    for steps in STEPS:
+        scores[steps] = spread([own[seed][steps] for seed in own])
+        pairs = [(own[seed][steps]["value"], other[seed][steps]["value"]) for seed in own if seed in other]
+        gains[steps] = metrics.mean(torch.tensor([a - b for a, b in pairs]))._asdict() if pairs else None
+    return {"variant": name, "changes": result["changes"], "seeds": len(own), "scores": scores, "gains": gains}
+
+
+def spread(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean over seeds with its standard error; of a single seed, the error over its prompts."""
+    if len(scores) == 1:
+        return scores[0]
+    return metrics.mean(torch.tensor([s["value"] for s in scores]))._asdict()
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Returns the table as Markdown."""
+    head = ["variant", "seeds", *(f"{k} step" + "s" * (k != "1") for k in STEPS), *(f"gain at {k}" for k in STEPS)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for one in rows:
+        scores = [f"{one['scores'][k]['value']:.3f} ± {one['scores'][k]['se']:.3f}" for k in STEPS]
+        gains = [
+            f"{one['gains'][k]['value']:+.3f} ± {one['gains'][k]['se']:.3f}" if one["gains"][k] else "-" for k in STEPS
+        ]
+        lines.append("| " + " | ".join([one["variant"], str(one["seeds"]), *scores, *gains]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""One row of the ablation: the profile's own distillation with a few keys changed, once per seed, seeds side by side
+on the cores of the machine. pipelines/ablation/variants.yaml, data/models, data/latents, data/raw
+-> data/ablation/<variant>.json with scores per step count and seed, and curves."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sana_sprint import config, storage
+
+VARIANTS = Path("pipelines/ablation/variants.yaml")
+DATA = Path("data").resolve()
+STEPS = (1, 2, 4)
+
+
+def main() -> None:
+    """Runs the seeds of a variant, or one of them in this process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--seed", type=int)
+    arguments = parser.parse_args()
+    content = config.read(VARIANTS)
+    shared = content["shared"]
+    if arguments.name not in content["variants"]:
+        raise ValueError(f"{VARIANTS}: no variant '{arguments.name}'; there are {sorted(content['variants'])}")
+    changes = merged(shared["distill"], content["variants"][arguments.name] or {})
+    if arguments.seed is not None:
+        one_seed(arguments.name, shared, changes, arguments.seed)
+        return
+    processes: list[subprocess.Popen[bytes]] = []
+    for seed in shared["seeds"]:
+        while sum(p.poll() is None for p in processes) >= len(os.sched_getaffinity(0)):
+            next(p for p in processes if p.poll() is None).wait()
+        words = [sys.executable, __file__, arguments.name, "--seed", str(seed)]
+        processes.append(subprocess.Popen(words, env=os.environ | {"SANA_SPRINT_THREADS": "1"}))
+    if any(p.wait() for p in processes):
+        raise SystemExit(1)
+    parts = [storage.read_json(part(arguments.name, seed)) for seed in shared["seeds"]]
+    storage.write_json(DATA / f"ablation/{arguments.name}.json", {"changes": changes, "seeds": parts})
+
+
+def part(name: str, seed: int) -> Path:
+    """Returns where one seed's result lies until the variant is whole."""
+    return DATA / f"cache/ablation/{name}-{seed}.json"
+
+
+def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested content with the changes laid over it."""
+    out = dict(content)
+    for key, value in changes.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: int) -> None:
+    """Distils once and scores the averaged student."""
+    from sana_sprint.evaluation import quick
+    from sana_sprint.models import threads
+    from sana_sprint.training import draws, job, trajectories
+
+    threads.use_fastest()
+    profile = Path(f"profiles/{config.profile()}.yaml")
+    section = merged(config.read(profile)["distill"], changes) | {"seed": seed}
+    params = config.Distill.model_validate(section)
+    sampling, judged = config.load(config.Sampling), config.load(config.Evaluate)
+    sigma_d = config.load(config.TrigFlow).sigma_d
+    models, raw, size = DATA / "models", DATA / "raw", shared["size"]
+    start, judge = models / "trigflow" / size, models / "judge"
+    score = quick.StudentScorer(judged, sampling, sigma_d, models / "teacher", raw, judge, shared["prompts"])
+    watch = quick.StudentScorer(judged, sampling, sigma_d, models / "teacher", raw, judge, params.score_prompts)
+    latents = DATA / "latents"
+    if params.latents == "teacher":  # one set for all seeds of the student
+        latents = trajectories.drawn(latents, models / "teacher", sampling, 0, DATA / "cache/trajectories")
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        task = job.Job(
+            size=f"{name} seed {seed}",
+            trigflow=start,
+            teacher=models / "teacher",
+            latents=latents,
+            checkpoints=here / "checkpoints",
+            grids=DATA / f"grids/ablation/{name}-{seed}",
+            curves=here / "curves.json",
+            params=params,
+            sampling=sampling,
+            sigma_d=sigma_d,
+            key=name,
+            recorder=None,
+            scorer=watch if params.score_prompts else None,
+        )
+        job.fit(task, draws.Share(0, 1), lambda: {"accelerator": "auto", "devices": 1})
+        student = job.averaged(task.final, start)
+        curves = storage.read_json(task.curves)
+    scores = {}
+    for steps in STEPS:
+        found = score.score.of_steps(student, steps)
+        scores[str(steps)] = {"value": found["overall"], "se": found["overall_se"]}
+    storage.write_json(part(name, seed), {"seed": seed, "scores": scores, "curves": curves})
+    sys.stdout.write(f"ablation {name} seed {seed}: {scores}\n")
+
+
+if __name__ == "__main__":
+    main()

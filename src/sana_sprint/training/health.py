@@ -1,0 +1,167 @@
+"""Whether a distillation is well. An ill run stops with one line that names the fault, its likely cause and the
+remedy; `job.fit` then takes it back to the last good checkpoint, or gives up. NaN is never masked."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+import torch.distributed
+
+from sana_sprint.training import callbacks, sharding
+
+if TYPE_CHECKING:
+    from sana_sprint.config import Distill
+    from sana_sprint.training.distill import Distillation
+
+BLOCKS = "SANA_SPRINT_WATCH_BLOCKS"  # 1: the gradient norm of every block of the student too
+DIVERSITY = "grid/diversity"
+SCORE = "score"
+
+
+class Ill(ValueError):  # noqa: N818  a state of the run, worded as a sentence
+    """What is wrong, its likely cause and the remedy, in one line."""
+
+
+def on_all_workers(values: dict[str, float]) -> dict[str, float]:
+    """Returns the mean over workers, so that all of them come to the same verdict; a NaN of one is a NaN of all."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or not values:
+        return values
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+    if torch.distributed.get_backend() == "nccl":
+        numbers = numbers.cuda()
+    torch.distributed.all_reduce(numbers)
+    return dict(zip(values, (numbers / torch.distributed.get_world_size()).tolist(), strict=True))
+
+
+class Health(L.Callback):
+    """Judges every step by its metrics, logs what the step does not know of itself, and raises `Ill`."""
+
+    def __init__(self, params: Distill) -> None:
+        self.params, self.limits = params, params.health
+        self.ill_since: dict[str, int] = {}
+        self.values: dict[str, float] = {}
+        self.best = 0.0  # mean quick score of this attempt
+        self.measured = (0, 0.0)  # iteration and instant of the last images_per_s
+
+    @property
+    def well(self) -> bool:
+        """Whether no fault is running: a checkpoint of this moment is a good one."""
+        return not self.ill_since
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
+        """Logs the gradient norm per block of the student, where BLOCKS asks for it."""
+        if os.environ.get(BLOCKS) != "1":
+            return
+        for i, block in enumerate(pl_module.student.transformer.transformer_blocks):
+            grads = [p.grad for p in block.parameters() if p.requires_grad and p.grad is not None]
+            if grads:  # none in the critics' turns
+                pl_module.log(f"student/grad_norm_block_{i:02d}", sharding.whole(torch.nn.utils.get_total_norm(grads)))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock of images_per_s."""
+        self.measured = (0, time.monotonic())
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, index: int) -> None:
+        """Refuses latents and captions that are not finite: no return would cure them."""
+        for name in ("x_0", "embeds"):
+            bad = ~torch.isfinite(batch[name]).flatten(1).all(1)
+            if bad.any():
+                rows = batch["rows"][bad].tolist()
+                what = {"x_0": "latents", "embeds": "caption embeddings"}[name]
+                raise ValueError(
+                    f"data/latents: the {what} of training pictures {rows[:8]} (numbered from 0) are not finite; "
+                    "look at those pictures, then run `dvc repro -f encode`"
+                )
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Distillation, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Judges the newest metrics: that they are finite after every turn, the rest after whole iterations."""
+        iteration, turn = divmod(batch["step"] + 1, self.params.turns)
+        if not turn and iteration % self.params.log_every == 0:
+            self.log_run(pl_module, batch_idx + 1)
+        self.values = on_all_workers(callbacks.newest(trainer))
+        for name, value in self.values.items():
+            if not math.isfinite(value):
+                raise Ill(f"{name} is {value}; likely the learning rate is too high: lower {self.rate_of(name)}")
+        if not turn:
+            self.judge(iteration)
+
+    def log_run(self, module: Distillation, steps: int) -> None:
+        """Logs the drift |averaged - student| / |student|, images a second (each step sees a batch of its own) and the
+        peak memory of this process. `steps` are those since this process began."""
+        pairs = zip(module.averaged.parameters(), module.student.parameters(), strict=True)
+        gaps, sizes = zip(*((a.detach() - s.detach(), s.detach()) for a, s in pairs), strict=True)
+        norm = torch.nn.utils.get_total_norm
+        module.log("student/drift", sharding.whole(norm(gaps) / norm(sizes)))
+        (before, since), now = self.measured, time.monotonic()
+        self.measured = (steps, now)
+        module.log("images_per_s", (steps - before) * self.params.global_batch / (now - since))
+        on_gpu = module.device.type == "cuda"
+        peak = (
+            torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF)[2] / 1024
+        )
+        module.log("peak_memory_mb", float(peak))
+
+    def judge(self, iteration: int) -> None:
+        """Raises `Ill` for a fault that has lasted as long as the params allow; in the last iteration two are enough,
+        and one grid is when it shows one picture or scores far below an earlier one."""
+        faults, patience = self.faults(), self.limits.patience_iterations
+        if iteration == self.params.iterations:
+            patience = min(patience, 2)
+        self.ill_since = {name: self.ill_since.get(name, iteration) for name in faults}
+        for name, since in self.ill_since.items():
+            lasted = iteration - since + 1
+            if name in (DIVERSITY, SCORE) or lasted >= patience:
+                raise Ill(faults[name].format(lasted=f"for {lasted} iterations"))
+
+    def faults(self) -> dict[str, str]:
+        """Returns the faults of this moment: metric to sentence, in which {lasted} stands for how long."""
+        limits, values, found = self.limits, self.values, {}
+        for name in (n for n in values if n.endswith("/grad_norm")):
+            if values[name] > limits.grad_norm_max:
+                found[name] = (
+                    f"{name} stays above {limits.grad_norm_max:g} {{lasted}} (now {values[name]:.3g}); likely time "
+                    f"reaches the network as 1000 t, the teacher lacks QK-norm, or the rate is too high: "
+                    f"fine-tune the teacher by stage teacher, or lower {self.rate_of(name)}"
+                )
+        low, high = limits.accuracy
+        accuracy = values.get("heads/accuracy", (low + high) / 2)
+        if accuracy > high:
+            found["heads/accuracy"] = (
+                f"the heads win: their accuracy stays above {high:g} {{lasted}} (now {accuracy:.3f}), so they teach "
+                "nothing; lower distill.heads.optimizer.lr or distill.heads.steps"
+            )
+        if accuracy < low:
+            found["heads/accuracy"] = (
+                f"the heads lose: their accuracy stays below {low:g} {{lasted}} (now {accuracy:.3f}); "
+                "raise distill.heads.optimizer.lr or lower distill.ladd_weight"
+            )
+        if values.get(DIVERSITY, 1.0) < limits.diversity_min:
+            found[DIVERSITY] = (
+                f"all captions give nearly one picture: the grid's diversity is {values[DIVERSITY]:.3g}, below "
+                f"{limits.diversity_min:g}; likely the captions or pictures of data/raw repeat, or LADD outweighs sCM: "
+                "look at data/reports/validation, or lower distill.ladd_weight"
+            )
+        scores = [value for name, value in values.items() if name.startswith("score/")]
+        score = sum(scores) / max(len(scores), 1)
+        self.best = max(self.best, score)
+        if score < limits.score_kept_min * self.best:
+            found[SCORE] = (
+                f"the quick score fell from {self.best:.3f} to {score:.3f}: the student forgets what it could draw; "
+                "lower distill.student.lr, distill.ladd_weight or distill.time.mean"
+            )
+        return found
+
+    @staticmethod
+    def rate_of(metric: str) -> str:
+        """Returns the key of the learning rate behind a metric."""
+        return {"heads": "distill.heads.optimizer.lr", "fake_score": "distill.dmd.optimizer.lr"}.get(
+            metric.partition("/")[0], "distill.student.lr"
+        )

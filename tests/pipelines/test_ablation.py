@@ -1,0 +1,88 @@
+"""The ablation's variants are changes that the profile's section takes, and its table says what each is worth."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from sana_sprint import config
+
+FOLDER = Path("pipelines/ablation")
+CONTENT = config.read(FOLDER / "variants.yaml")
+PIPELINE = config.read(FOLDER / "dvc.yaml")["stages"]
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_variant_has_its_stage():
+    assert list(PIPELINE["variant"]["matrix"]["name"]) == list(CONTENT["variants"])
+
+
+@pytest.mark.parametrize("name", CONTENT["variants"])
+def test_a_variant_changes_the_section_and_keeps_it_valid(name):
+    merged = script("variant").merged
+    section = merged(config.read(Path("profiles/demo.yaml"))["distill"], CONTENT["shared"]["distill"])
+    changed = merged(section, CONTENT["variants"][name])
+    config.Distill.model_validate(changed)
+    assert (changed == section) == (name == "sprint")
+
+
+def test_a_change_of_a_nested_key_leaves_its_neighbours():
+    before = {"student": {"lr": 1.0, "betas": [0.9]}, "seed": 0}
+    after = script("variant").merged(before, {"student": {"lr": 2.0}})
+    assert after == {"student": {"lr": 2.0, "betas": [0.9]}, "seed": 0}
+    assert before["student"]["lr"] == 1.0
+
+
+def result(values):
+    """Scores of seeds 0, 1, ... that are equal at every step count."""
+    score = [{k: {"value": v, "se": 0.5} for k in ("1", "2", "4")} for v in values]
+    curves = {"student/grad_norm": [[2, 1.0], [4, 0.5]]}
+    return {"changes": {}, "seeds": [{"seed": i, "scores": s, "curves": curves} for i, s in enumerate(score)]}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    made = script("table")
+    monkeypatch.setattr(made, "FOLDER", tmp_path / "ablation")
+    monkeypatch.setattr(made, "OUT", tmp_path / "reports")
+    made.FOLDER.mkdir()
+    return made
+
+
+def test_the_table_has_means_errors_and_gains_paired_by_seed(table, capsys):
+    for name, values in {"sprint": [0.4, 0.5, 0.6], "zz": [0.5, 0.6, 0.7], "aa": [0.3]}.items():
+        (table.FOLDER / f"{name}.json").write_text(json.dumps(result(values)))
+    table.main()
+    rows = {row["variant"]: row for row in json.loads((table.OUT / "table.json").read_text())}
+    assert list(rows) == ["sprint", "aa", "zz"]
+    assert rows["sprint"]["scores"]["1"] == pytest.approx({"value": 0.5, "se": 0.1 / math.sqrt(3)})
+    assert rows["zz"]["gains"]["4"] == pytest.approx({"value": 0.1, "se": 0.0}, abs=1e-6)
+    assert rows["aa"]["scores"]["2"] == {"value": 0.3, "se": 0.5}
+    assert "| zz | 3 | 0.600 ± 0.058 |" in capsys.readouterr().out
+    assert (table.OUT / "curves.png").stat().st_size > 1000
+
+
+def test_a_table_without_what_it_compares_with_is_refused(table):
+    (table.FOLDER / "scm.json").write_text(json.dumps(result([0.4])))
+    with pytest.raises(ValueError, match=r"no sprint.json to compare with; run `make ablation`"):
+        table.main()
+
+
+def test_the_healing_table_gives_scores_by_length_and_their_share_of_the_teachers():
+    def score(value):
+        return {"overall": value, "overall_se": 0.01}
+
+    found = {"small": [(0, score(0.2)), (100, score(0.4))], "base": [(0, score(0.6)), (100, score(0.8))]}
+    lines = script("healing").table(score(0.8), found, [0, 100]).splitlines()
+    assert lines[0] == "| network | 0 steps | 100 steps |"
+    assert lines[2] == "| small | 0.200 ± 0.010 (0.25) | 0.400 ± 0.010 (0.50) |"
+    assert lines[3] == "| base | 0.600 ± 0.010 (0.75) | 0.800 ± 0.010 (1.00) |"
+    assert lines[5] == "teacher: 0.800 ± 0.010"

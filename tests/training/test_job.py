@@ -1,0 +1,172 @@
+"""A job that is stopped, re-made, cut short or out of disk loses nothing."""
+
+import itertools
+import os
+import re
+import resource
+from contextlib import contextmanager
+
+import pytest
+from safetensors.torch import load_file
+
+from sana_sprint import storage
+from sana_sprint.training import checkpoints
+from tests.training.small_job import changed, fit
+
+
+@pytest.fixture
+def stopping(distill_params):
+    """Params of 6 iterations with a grid after the fourth, where tests interfere."""
+    return changed(distill_params, iterations=6, checkpoint_every=6, grid_every=4, log_every=1)
+
+
+def at_the_grid(act):
+    """A scorer that acts in the middle of a training."""
+
+    def scorer(network):
+        act()
+        return {}
+
+    return scorer
+
+
+def ask_to_stop(made):
+    (made.checkpoints / checkpoints.STOP).touch()
+
+
+@pytest.mark.parametrize("recipe", ["sprint", "sprint_dmd"])
+def test_a_stopped_job_goes_on_to_the_bits_of_a_straight_one(inputs, stopping, tmp_path, capsys, recipe):
+    params = changed(stopping, recipe=recipe)
+    straight = inputs.job(tmp_path / "straight", params)
+    fit(straight)
+    halves = inputs.job(tmp_path / "halves", params)
+    halves.checkpoints.mkdir(parents=True)
+    fit(inputs.job(tmp_path / "halves", params, scorer=at_the_grid(lambda: ask_to_stop(halves))))
+    assert not halves.finished()
+    (source,) = halves.checkpoints.glob("step-*")
+    assert source.name == "step-0000004"
+    (halves.checkpoints / checkpoints.STOP).unlink()
+    capsys.readouterr()
+    fit(halves)
+    assert f"going on from {source}" in capsys.readouterr().out
+    one, other = (checkpoints.state(made.final)["files"] for made in (straight, halves))
+    assert one == other
+    networks = {"student", "averaged", "heads", *(["fake_score"] if recipe == "sprint_dmd" else [])}
+    assert set(one) == {"optimisers.pt", *(f"{name}.safetensors" for name in networks)}
+
+
+def test_curves_of_a_stopped_job_are_those_of_a_straight_one(inputs, stopping, tmp_path):
+    straight, halves = inputs.job(tmp_path / "straight", stopping), inputs.job(tmp_path / "halves", stopping)
+    fit(straight)
+    halves.checkpoints.mkdir(parents=True)
+    fit(inputs.job(tmp_path / "halves", stopping, scorer=at_the_grid(lambda: ask_to_stop(halves))))
+    (halves.checkpoints / checkpoints.STOP).unlink()
+    fit(halves)
+    one, other = (storage.read_json(made.curves) for made in (straight, halves))
+    for name in set(one) - {"images_per_s", "peak_memory_mb"}:
+        assert other[name] == (one[name] if name != "grid/diversity" else one[name][:1])  # then old news
+
+
+def test_a_finished_job_that_is_made_again_trains_nothing(inputs, stopping, tmp_path):
+    fit(inputs.job(tmp_path, stopping))
+    again = inputs.job(tmp_path, stopping)
+    assert again.finished()
+    digest = storage.digest(again.final)
+    fit(again)
+    assert storage.digest(again.final) == digest
+    assert not inputs.job(tmp_path, stopping, key="of other params").finished()
+
+
+def test_a_truncated_newest_checkpoint_is_named_and_the_one_before_goes_on(inputs, stopping, tmp_path, capsys):
+    params = changed(stopping, checkpoint_every=2)
+    made = inputs.job(tmp_path, params)
+    fit(made)
+    digest = checkpoints.state(made.final)["files"]
+    os.truncate(made.final / "averaged.safetensors", 1000)
+    assert not made.finished()
+    fit(made)
+    told = capsys.readouterr()
+    assert f"{made.final}: half-written checkpoint (averaged.safetensors does not match its digest)" in told.err
+    assert "going on from" in told.out
+    assert made.finished()
+    assert checkpoints.state(made.final)["files"] == digest
+
+
+def test_the_newest_and_the_best_by_score_are_kept(inputs, distill_params, tmp_path):
+    often = {"checkpoint_every": 2, "grid_every": 2}
+    params = changed(distill_params, iterations=10, keep_checkpoints=2, health__score_kept_min=0.0, **often)
+    scores = iter([{"1": 0.1, "2": 0.3}, {"1": 0.4, "2": 0.6}, {"1": 0.9, "2": 0.0}, {"1": 0.2}, {"1": 0.3}])
+    made = inputs.job(tmp_path, params, scorer=lambda network: next(scores))
+    fit(made)
+    assert [path.name[-2:] for path in sorted(made.checkpoints.glob("step-*"))] == ["04", "08", "10"]
+    assert checkpoints.best(made.checkpoints) == made.checkpoints / "step-0000004"
+
+
+def test_a_checkpoint_between_grids_claims_no_score(inputs, distill_params, tmp_path):
+    params = changed(distill_params, iterations=4, checkpoint_every=1, grid_every=2, keep_checkpoints=4)
+    made = inputs.job(tmp_path, params, scorer=lambda network: {"1": 0.5})
+    fit(made)
+    scores = [checkpoints.state(path)["scores"] for path in sorted(made.checkpoints.glob("step-*"))]
+    assert scores == [{}, {"score/1_step": 0.5}, {}, {"score/1_step": 0.5}]
+
+
+@contextmanager
+def limited_files():
+    """Within the block this process can be told to write no file above some size, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("too_large", ["student.safetensors", "optimisers.pt"])
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(inputs, distill_params, tmp_path, capsys, too_large):
+    params = changed(distill_params, iterations=8, checkpoint_every=2, grid_every=4, log_every=1)
+    made = inputs.job(tmp_path, params)
+    sizes = {}
+
+    def shrink_and_grow_again():
+        if not sizes:
+            source = checkpoints.newest(made.checkpoints, made.key)
+            sizes.update({file.name: file.stat().st_size for file in source.iterdir()})
+            limit(sizes[too_large] - 1)
+        else:
+            limit(resource.RLIM_INFINITY)
+
+    with limited_files() as limit:
+        fit(inputs.job(tmp_path, params, scorer=at_the_grid(shrink_and_grow_again)))
+    told = re.findall(
+        r"^warning: no checkpoint of (.+?): .*; free space, the run goes on$", capsys.readouterr().err, re.M
+    )
+    assert told == ["iteration 4", "iteration 6"]
+    assert [path.name for path in sorted(made.checkpoints.iterdir())] == ["step-0000002", "step-0000008"]
+    assert made.finished()
+
+
+def test_a_disk_too_full_for_the_last_checkpoint_ends_the_run_and_leaves_the_one_before(
+    inputs, distill_params, tmp_path
+):
+    made = inputs.job(tmp_path, changed(distill_params, iterations=4, checkpoint_every=2, grid_every=4))
+    with limited_files() as limit, pytest.raises(OSError, match=r"student\.safetensors|averaged\.safetensors"):
+        fit(inputs.job(tmp_path, made.params, scorer=at_the_grid(lambda: limit(20_000))))
+    assert [path.name for path in made.checkpoints.iterdir()] == ["step-0000002"]
+    assert checkpoints.newest(made.checkpoints, made.key).name == "step-0000002"
+
+
+def test_the_weights_of_a_checkpoint_are_safetensors_that_fit_the_pipeline(inputs, stopping, tmp_path):
+    from sana_sprint.training import job
+
+    made = inputs.job(tmp_path, stopping)
+    fit(made)
+    averaged = load_file(made.final / "averaged.safetensors")
+    network = job.averaged(made.final, made.trigflow)
+    for name, weight in network.state_dict().items():
+        assert weight.equal(averaged[f"transformer.{name}"])
+
+
+def test_draws_of_all_returns_differ(distill_params):
+    from sana_sprint.training import draws
+
+    seeds = [draws.seed(seed, attempt) for seed, attempt in itertools.product(range(3), range(4))]
+    assert len(set(seeds)) == len(seeds)

@@ -1,0 +1,176 @@
+"""Distillation on Ray workers of this machine: their number, their deaths and requests to stop change nothing.
+
+One Ray cluster serves all jobs but those of a driver of its own.
+"""
+
+import dataclasses
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from sana_sprint import storage
+from sana_sprint.training import checkpoints, job, launch
+from tests.training.small_job import changed, fit
+
+pytestmark = pytest.mark.e2e
+ITERATIONS, MIDDLE = 20, 10
+NOT_LOSSES = {"images_per_s", "peak_memory_mb", "grid/diversity"}
+DRIVER = """
+import pickle, sys
+from pathlib import Path
+from sana_sprint.training import launch
+launch.run(pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+WAIT_S = 90
+GONE_S = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """A cluster that stays up for the whole file, and nothing of which is left after it."""
+    with launch.cluster():
+        below = psutil.Process().children(recursive=True)
+        yield
+    _, alive = psutil.wait_procs(below, timeout=GONE_S)
+    assert alive == []
+
+
+@pytest.fixture
+def twenty(distill_params):
+    """Params of 20 iterations that keep every checkpoint."""
+    often = {"checkpoint_every": 2, "keep_checkpoints": ITERATIONS, "grid_every": 10, "log_every": 1}
+    return changed(distill_params, iterations=ITERATIONS, heads__virtual_batch=4, **often)
+
+
+def run(made: job.Job, workers: int, monkeypatch) -> job.Job:
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", str(workers))
+    assert launch.run(made) == made.final
+    return made
+
+
+@pytest.fixture
+def straight(inputs, twenty, tmp_path_factory, monkeypatch):
+    """The same job without a disturbance, by its number of workers; each is run once."""
+
+    def of(workers: int) -> job.Job:
+        root = tmp_path_factory.getbasetemp() / f"straight-{workers}"
+        made = inputs.job(root, twenty)
+        return made if made.finished() else run(made, workers, monkeypatch)
+
+    return of
+
+
+def going_on(made: job.Job, root: Path) -> job.Job:
+    """A copy of a job in another place, that has come to its middle."""
+    shutil.copytree(made.checkpoints, root / "checkpoints")
+    shutil.copy(made.curves, root / "curves.json")
+    for path in (root / "checkpoints").glob("step-*"):
+        if int(path.name[-7:]) > MIDDLE:
+            shutil.rmtree(path)
+    return dataclasses.replace(
+        made, checkpoints=root / "checkpoints", curves=root / "curves.json", grids=root / "grids"
+    )
+
+
+def assert_alike(one: job.Job, other: job.Job) -> None:
+    """The same losses at every step, and the same weights, within what another order of sums changes."""
+    first, second = (storage.read_json(made.curves) for made in (one, other))
+    for name in set(first) - NOT_LOSSES:
+        assert_close(first[name], second[name], rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+    for network in ("student", "averaged", "heads"):
+        assert_close(*(load_file(made.final / f"{network}.safetensors") for made in (one, other)), rtol=1e-2, atol=1e-3)
+
+
+def test_one_worker_and_two_see_the_same_losses(straight):
+    assert_alike(straight(1), straight(2))
+
+
+def wait_for(there: Path) -> None:
+    """Waits until a path exists. Raises TimeoutError after WAIT_S."""
+    deadline = time.monotonic() + WAIT_S
+    while not there.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(there)
+        time.sleep(0.02)
+
+
+def workers_at_work() -> list[psutil.Process]:
+    """The processes that train, below this one."""
+    return [
+        p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name() + " ".join(p.cmdline())
+    ]
+
+
+def kill_a_worker_when(there: Path) -> threading.Thread:
+    """SIGKILLs one of the workers as soon as a path exists."""
+
+    def wait_and_kill():
+        wait_for(there)
+        workers_at_work()[-1].kill()
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_and_a_resume_end_at_the_bits_of_a_straight_run(straight, tmp_path, monkeypatch, capfd):
+    other = going_on(straight(2), tmp_path)
+    killer = kill_a_worker_when(other.checkpoints / f"step-{MIDDLE + 4:07d}")
+    run(other, 2, monkeypatch)
+    killer.join()
+    assert capfd.readouterr().out.count("going on from") == 2
+    one, two = (checkpoints.state(made.final)["files"] for made in (straight(2), other))
+    assert one == two
+
+
+def test_latents_that_are_not_finite_on_one_worker_end_all_with_the_one_line(inputs, twenty, tmp_path, monkeypatch):
+    latents = shutil.copytree(inputs.latents, tmp_path / "latents")
+    tensors = load_file(latents / "train.safetensors")
+    tensors["latents"][7] = float("nan")
+    save_file(tensors, latents / "train.safetensors")
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", "2")
+    with pytest.raises(ValueError, match=r"^distillation of tiny stopped: .* training pictures \[7\] .* not finite"):
+        launch.run(inputs.job(tmp_path, twenty, latents=latents))
+
+
+def test_two_ill_workers_return_together_and_give_up_together(inputs, twenty, tmp_path, monkeypatch, capfd):
+    params = changed(twenty, student__lr=0.1, student__warmup_steps=0, health__returns_max=1)
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", "2")
+    with pytest.raises(ValueError, match=r"stopped: ill 2 times, given up: student/.* lower distill.student.lr$"):
+        launch.run(inputs.job(tmp_path, params))
+    assert capfd.readouterr().out.count("return 1, other draws") == 1
+
+
+def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path):
+    """A checkpoint of one worker is taken up by two, in a process that gets SIGTERM; theirs by one again."""
+    other = going_on(straight(1), tmp_path)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(other))
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"SANA_SPRINT_WORKERS": "2"}
+    with (tmp_path / "log").open("wb") as log:
+        words = [sys.executable, "-c", DRIVER, str(tmp_path / "job.pickle")]
+        driver = subprocess.Popen(words, env=alone, stdout=log, stderr=log)
+    wait_for(other.checkpoints / f"step-{MIDDLE + 2:07d}")
+    below = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGTERM)
+    code = driver.wait(GONE_S)
+    said = (tmp_path / "log").read_text()
+    assert code == 128 + signal.SIGTERM, said
+    assert "asked to stop: writing a checkpoint first" in said
+    assert f"going on from {other.checkpoints / f'step-{MIDDLE:07d}'}" in said
+    assert psutil.wait_procs(below, timeout=GONE_S)[1] == []
+    saved = checkpoints.newest(other.checkpoints, other.key)
+    assert MIDDLE + 2 < checkpoints.state(saved)["iteration"] < ITERATIONS
+    assert not (other.checkpoints / checkpoints.STOP).exists()
+    fit(other)
+    assert_alike(straight(1), other)

@@ -1,0 +1,77 @@
+"""The experiment on the teacher's fine-tune compares what it says it compares."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from sana_sprint import config
+from sana_sprint.data.loader import Latents
+from sana_sprint.models import build, networks
+
+SIGMA_D = 0.5
+
+
+@pytest.fixture(scope="module")
+def stability():
+    spec = importlib.util.spec_from_file_location("stability", Path("pipelines/ablation/stability.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def teacher(stability):
+    return stability.short(config.parse(config.Teacher, "teacher", Path("profiles/smoke.yaml")), 4)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return networks.reshaped(tiny.transformer(), qk_norm=None, timestep_scale=1.0)
+
+
+def velocity(network, x, s_B, text):
+    return networks.flow_velocity(network, text)(x, s_B)
+
+
+@pytest.fixture(scope="module")
+def seen(latents_folder):
+    data = Latents(latents_folder, "train")
+    rows = data.batch(0, 4, 0)
+    return data.x[rows], torch.tensor([0.1, 0.4, 0.7, 0.9]), networks.Text(*data.text(rows))
+
+
+def test_time_of_1000_t_without_qk_norm_is_the_base_model_itself(stability, base, seen):
+    made = stability.variant(base, 1000, False).eval()
+    torch.testing.assert_close(velocity(made, *seen), velocity(base.eval(), *seen), rtol=1e-4, atol=1e-5)
+
+
+def test_t_with_qk_norm_is_the_teacher_that_the_stage_fine_tunes(stability, base, seen):
+    made = stability.variant(base, 1, True).eval()
+    assert velocity(made, *seen).equal(velocity(build.dense_time(base).eval(), *seen))
+
+
+def test_the_time_embedding_moves_alone_at_first(stability, base, teacher, latents_folder):
+    data, made = Latents(latents_folder, "train"), stability.variant(base, 1, True)
+    before = {name: weight.clone() for name, weight in made.named_parameters()}
+    _, curves = stability.fine_tuned(made, data, teacher, 4, "staged")
+    moved = {name for name, weight in made.named_parameters() if not weight.equal(before[name])}
+    assert moved == {name for name in before if name.startswith("time_embed.")}
+    assert [step for step, _ in curves["loss"]] == [1, 2, 3, 4]
+    stability.fine_tuned(made, data, teacher, 0, "together")
+    assert not made.proj_out.weight.equal(before["proj_out.weight"])
+
+
+def test_scm_from_each_teacher_leaves_its_gradient_norms(stability, base, teacher, latents_folder, distill_params):
+    data, params = Latents(latents_folder, "train"), distill_params.model_copy(update={"recipe": "scm"})
+    gradients = {}
+    for time in (1, 1000):
+        tuned, losses = stability.fine_tuned(stability.variant(base, time, True), data, teacher, 0, "tuned")
+        gradients[str(time)] = stability.distilled(tuned, time, data, params, SIGMA_D, "scm")
+    tangents = {name: curves["student/tangent_norm"][-1][1] for name, curves in gradients.items()}
+    assert tangents["1000"] > 2 * tangents["1"]  # dF/dt grows with the factor on t
+    said = stability.table(gradients, {"together": losses})
+    assert "| 1000 | " in said
+    assert "| together | " in said

@@ -1,0 +1,60 @@
+"""A student can learn from captions alone: the teacher's latents stand in for the pictures'."""
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from sana_sprint.data.loader import Latents
+from sana_sprint.maths import sample
+from sana_sprint.models import networks
+from sana_sprint.models.networks import Text
+from sana_sprint.training import trajectories
+from tests.training import small_job
+from tests.training.small_job import SAMPLING, fit
+
+
+@pytest.fixture(scope="module")
+def drawn(inputs, tmp_path_factory):
+    return trajectories.drawn(inputs.latents, inputs.teacher, SAMPLING, 3, tmp_path_factory.mktemp("trajectories"))
+
+
+def test_each_training_caption_gets_the_teachers_own_latents(inputs, drawn):
+    made, given = Latents(drawn, "train"), Latents(inputs.latents, "train")
+    assert made.captions.equal(given.captions)
+    row = 17
+    text, null = Text(*given.text(torch.tensor([row]))), Text(*given.null)
+    v = networks.guided_velocity(tiny.transformer(), text, null, torch.tensor([SAMPLING.teacher_guidance]))
+    noise = trajectories.noise_of(row, 3, made.x.shape[1:])[None]
+    with torch.no_grad():
+        alone = sample.flow_ode(v, noise, sample.flow_times(SAMPLING.teacher_steps, SAMPLING.teacher_shift))
+    torch.testing.assert_close(made.x[row], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_leave_no_trace_in_what_the_student_learns_from(inputs, drawn, tmp_path):
+    given = Latents(inputs.latents, "train")
+    other = tmp_path / "latents"
+    other.mkdir()
+    for file in inputs.latents.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    save_file({"latents": -given.x, "captions": given.captions}, other / "train.safetensors")
+    again = trajectories.drawn(other, inputs.teacher, SAMPLING, 3, tmp_path)
+    assert load_file(again / "train.safetensors")["latents"].equal(load_file(drawn / "train.safetensors")["latents"])
+
+
+def test_they_are_drawn_once_and_anew_for_another_seed(inputs, drawn, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.delattr(trajectories, "pictures")
+        assert trajectories.drawn(inputs.latents, inputs.teacher, SAMPLING, 3, drawn.parent) == drawn
+    other = trajectories.drawn(inputs.latents, inputs.teacher, SAMPLING, 4, drawn.parent)
+    assert not Latents(other, "train").x.equal(Latents(drawn, "train").x)
+
+
+def test_a_job_trains_on_them(inputs, drawn, distill_params, tmp_path):
+    fit(made := inputs.job(tmp_path, distill_params, latents=drawn))
+    assert made.finished()
+
+
+def test_the_switch_is_checked_by_name(distill_params):
+    with pytest.raises(ValueError, match="latents"):
+        small_job.changed(distill_params, latents="tecaher")
