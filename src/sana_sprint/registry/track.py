@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint import config
+from sana_sprint import config, process
 from sana_sprint.registry import lineage, store
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def stage(name: str, size: str | None = None, **sections: Any) -> Iterator[Run]:
     """
     label = f"stage {name} {size}" if size else f"stage {name}"
     run: Run | None = None
+    process.settle()
     if owner := lineage.repro_process():
         threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     try:

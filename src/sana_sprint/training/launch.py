@@ -16,7 +16,7 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint import storage
+from sana_sprint import process, storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ FAULT = "fault-{rank}.txt"  # in the folder of the checkpoints: what a restart w
 def run(job: Job) -> Path:
     """Trains to the end and returns the folder of the final checkpoint. Raises ValueError with the worker's own line
     when training fails for good."""
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -51,7 +52,11 @@ def run(job: Job) -> Path:
         share = max(1, cores // workers)
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={"job": job, "cores": share, "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1"},
+            train_loop_config={
+                "job": ray.put(job),  # a reference: the controller would import all that a job is made of
+                "cores": share,
+                "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1",
+            },
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
@@ -166,10 +171,11 @@ def worker_environment(address: str | None) -> dict[str, Any]:
 
 
 def hush() -> None:
-    """Silences, in each of Ray's processes, the cleaner that warns every second that it finds no dashboard, and tells
-    it which cluster is its own: it looks for one by itself and dies where it finds two."""
+    """Settles each of Ray's processes, silences in it the cleaner that warns every second that it finds no dashboard,
+    and tells it which cluster is its own: the cleaner looks for one by itself and dies where it finds two."""
     import ray
 
+    process.settle()
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
@@ -188,14 +194,14 @@ def machine_workers(gpus: int) -> int:
 
 def train_on_worker(config: dict[str, Any]) -> None:
     """Runs one worker's share of the training."""
-    import ray.train
+    import ray
     import ray.train.torch
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from sana_sprint.models import threads
     from sana_sprint.training import draws, health, job, sharding
 
-    given: job.Job = config["job"]
+    given: job.Job = ray.get(config["job"])
     if faults(given):
         return
     threads.use_fastest(config["cores"])
