@@ -1,12 +1,14 @@
 """One row of the ablation: the profile's own distillation with a few keys changed, once per seed, seeds side by side
 on the cores of the machine. pipelines/ablation/variants.yaml, data/models, data/latents, data/raw
--> data/ablation/<variant>.json with scores per step count and seed, and curves."""
+-> data/ablation/<variant>.json with scores per step count and seed, and curves. A seed that is done stays done when the
+variant is interrupted."""
 
 import argparse
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from sana_sprint import config, storage
 VARIANTS = Path("pipelines/ablation/variants.yaml")
 DATA = Path("data").resolve()
 STEPS = (1, 2, 4)
+CODE = ("training", "models", "maths", "evaluation", "data")
 
 
 def main() -> None:
@@ -31,21 +34,34 @@ def main() -> None:
     if arguments.seed is not None:
         one_seed(arguments.name, shared, changes, arguments.seed)
         return
-    processes: list[subprocess.Popen[bytes]] = []
-    for seed in shared["seeds"]:
-        while sum(p.poll() is None for p in processes) >= len(os.sched_getaffinity(0)):
-            next(p for p in processes if p.poll() is None).wait()
-        words = [sys.executable, __file__, arguments.name, "--seed", str(seed)]
-        processes.append(subprocess.Popen(words, env=os.environ | {"SANA_SPRINT_THREADS": "1"}))
-    if any(p.wait() for p in processes):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        codes = list(pool.map(lambda seed: process_of(arguments.name, seed), shared["seeds"]))
+    if any(codes):
         raise SystemExit(1)
-    parts = [storage.read_json(part(arguments.name, seed)) for seed in shared["seeds"]]
-    storage.write_json(DATA / f"ablation/{arguments.name}.json", {"changes": changes, "seeds": parts})
+    parts = [part(arguments.name, seed) for seed in shared["seeds"]]
+    seeds = [{k: v for k, v in storage.read_json(path).items() if k != "key"} for path in parts]
+    storage.write_json(DATA / f"ablation/{arguments.name}.json", {"changes": changes, "seeds": seeds})
+    for path in parts:
+        path.unlink()
+
+
+def process_of(name: str, seed: int) -> int:
+    """Runs one seed in a process of one thread; returns its exit code."""
+    words = [sys.executable, __file__, name, "--seed", str(seed)]
+    return subprocess.run(words, env=os.environ | {"SANA_SPRINT_THREADS": "1"}, check=False).returncode
 
 
 def part(name: str, seed: int) -> Path:
     """Returns where one seed's result lies until the variant is whole."""
     return DATA / f"cache/ablation/{name}-{seed}.json"
+
+
+def key_of(shared: dict[str, Any], section: dict[str, Any], sampling: config.Sampling) -> str:
+    """Returns the digest of all that a seed's result rests on: params, models, data, code."""
+    folders = [DATA / name for name in ("models/trigflow", "models/teacher", "models/judge", "latents", "raw")]
+    code = sorted(path for name in CODE for path in Path("src/sana_sprint", name).glob("*.py"))
+    inputs = [storage.digest(path) for path in (*folders, *code)]
+    return storage.digest_of([inputs, shared["size"], shared["prompts"], section, sampling.model_dump()])
 
 
 def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +84,10 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
     params = config.Distill.model_validate(section)
     sampling, judged = config.load(config.Sampling), config.load(config.Evaluate)
     sigma_d = config.load(config.TrigFlow).sigma_d
+    key, result = key_of(shared, section, sampling), part(name, seed)
+    if result.is_file() and storage.read_json(result).get("key") == key:
+        sys.stdout.write(f"ablation {name} seed {seed}: done before\n")
+        return
     models, raw, size = DATA / "models", DATA / "raw", shared["size"]
     start, judge = models / "trigflow" / size, models / "judge"
     score = quick.StudentScorer(judged, sampling, sigma_d, models / "teacher", raw, judge, shared["prompts"])
@@ -88,19 +108,22 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
             params=params,
             sampling=sampling,
             sigma_d=sigma_d,
-            key=name,
+            key=key,
             recorder=None,
             scorer=watch if params.score_prompts else None,
         )
         job.fit(task, draws.Share(0, 1), lambda: {"accelerator": "auto", "devices": 1})
         student = job.averaged(task.final, start)
         curves = storage.read_json(task.curves)
-    scores = {}
-    for steps in STEPS:
-        found = score.score.of_steps(student, steps)
-        scores[str(steps)] = {"value": found["overall"], "se": found["overall_se"]}
-    storage.write_json(part(name, seed), {"seed": seed, "scores": scores, "curves": curves})
+    scores = scored(score, student)
+    storage.write_json(result, {"key": key, "seed": seed, "scores": scores, "curves": curves})
     sys.stdout.write(f"ablation {name} seed {seed}: {scores}\n")
+
+
+def scored(scorer: Any, student: Any) -> dict[str, dict[str, float]]:
+    """Returns the overall score and its standard error per step count."""
+    found = {str(steps): scorer.score.of_steps(student, steps) for steps in STEPS}
+    return {steps: {"value": one["overall"], "se": one["overall_se"]} for steps, one in found.items()}
 
 
 if __name__ == "__main__":

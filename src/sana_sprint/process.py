@@ -2,7 +2,9 @@
 
 import gc
 
-COLLECT_AFTER = 20_000  # new objects; Python's own 700 spends a seventh of the imports of torch and diffusers on garbage
+COLLECT_AFTER = (
+    20_000  # new objects; Python's own 700 spends a seventh of the imports of torch and diffusers on garbage
+)
 
 
 def settle() -> None:

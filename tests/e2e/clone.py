@@ -18,7 +18,7 @@ from sana_sprint import storage
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ("small", "base")
-LIMIT_S = 900
+LIMIT_S = 1800
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -110,7 +110,7 @@ class Clone:
                     found.append(one)
         return found
 
-    def quiet(self, limit_s: float = 30) -> list[psutil.Process]:
+    def quiet(self, limit_s: float = 90) -> list[psutil.Process]:
         """Waits until no process works in this clone; returns those that still do at the limit."""
         deadline = time.monotonic() + limit_s
         while (left := self.processes()) and time.monotonic() < deadline:

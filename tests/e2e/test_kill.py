@@ -14,7 +14,7 @@ from tests.e2e.clone import SIZES, Clone, kill, kill_tree, stages
 
 pytestmark = pytest.mark.e2e
 WAIT_S = 180
-GONE_S = 15  # Ray's daemons end with the process that started them
+GONE_S = 90  # Ray's daemons end with the process that started them
 # What a kill leaves its trace in, or a clock: everything else must be equal.
 COUNTS_ITS_RUN = {"data/metrics/encode.json"}  # encoded and kept: what this very run had to do
 LATENCIES = {f"data/metrics/evaluate/{size}.json" for size in SIZES} | {"data/reports/index.html"}

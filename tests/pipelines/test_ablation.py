@@ -41,6 +41,22 @@ def test_a_change_of_a_nested_key_leaves_its_neighbours():
     assert before["student"]["lr"] == 1.0
 
 
+def test_a_seed_that_is_done_is_not_done_again_unless_something_below_it_changed(tmp_path, monkeypatch, capsys):
+    variant, shared = script("variant"), CONTENT["shared"]
+    monkeypatch.setattr(variant, "DATA", tmp_path)
+    for name in ("models/trigflow", "models/teacher", "models/judge", "latents", "raw"):
+        (tmp_path / name).mkdir(parents=True)
+    section = variant.merged(config.read(Path(f"profiles/{config.profile()}.yaml"))["distill"], {"seed": 7})
+    key = variant.key_of(shared, section, config.load(config.Sampling))
+    variant.part("sprint", 7).parent.mkdir(parents=True)
+    variant.part("sprint", 7).write_text(json.dumps({"key": key}))
+    variant.one_seed("sprint", shared, {}, 7)
+    assert "ablation sprint seed 7: done before" in capsys.readouterr().out
+    (tmp_path / "models/teacher/weights").write_text("others")
+    assert variant.key_of(shared, section, config.load(config.Sampling)) != key
+    assert variant.key_of(shared, section | {"seed": 8}, config.load(config.Sampling)) != key
+
+
 def result(values):
     """Scores of seeds 0, 1, ... that are equal at every step count."""
     score = [{k: {"value": v, "se": 0.5} for k in ("1", "2", "4")} for v in values]
