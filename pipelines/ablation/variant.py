@@ -30,9 +30,11 @@ def main() -> None:
     shared = content["shared"]
     if arguments.name not in content["variants"]:
         raise ValueError(f"{VARIANTS}: no variant '{arguments.name}'; there are {sorted(content['variants'])}")
-    changes = merged(shared["distill"], content["variants"][arguments.name] or {})
+    variant = dict(content["variants"][arguments.name])
+    unhealed = variant.pop("unhealed", False)
+    changes = merged(shared["distill"], variant)
     if arguments.seed is not None:
-        one_seed(arguments.name, shared, changes, arguments.seed)
+        one_seed(arguments.name, shared, changes, arguments.seed, unhealed=unhealed)
         return
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         codes = list(pool.map(lambda seed: process_of(arguments.name, seed), shared["seeds"]))
@@ -40,7 +42,8 @@ def main() -> None:
         raise SystemExit(1)
     parts = [part(arguments.name, seed) for seed in shared["seeds"]]
     seeds = [{k: v for k, v in storage.read_json(path).items() if k != "key"} for path in parts]
-    storage.write_json(DATA / f"ablation/{arguments.name}.json", {"changes": changes, "seeds": seeds})
+    told = {"changes": changes | {"unhealed": unhealed}, "seeds": seeds}
+    storage.write_json(DATA / f"ablation/{arguments.name}.json", told)
     for path in parts:
         path.unlink()
 
@@ -56,12 +59,12 @@ def part(name: str, seed: int) -> Path:
     return DATA / f"cache/ablation/{name}-{seed}.json"
 
 
-def key_of(shared: dict[str, Any], section: dict[str, Any], sampling: config.Sampling) -> str:
+def key_of(shared: dict[str, Any], section: dict[str, Any], sampling: config.Sampling, *, unhealed: bool) -> str:
     """Returns the digest of all that a seed's result rests on: params, models, data, code."""
     folders = [DATA / name for name in ("models/trigflow", "models/teacher", "models/judge", "latents", "raw")]
     code = sorted(path for name in CODE for path in Path("src/sana_sprint", name).glob("*.py"))
     inputs = [storage.digest(path) for path in (*folders, *code)]
-    return storage.digest_of([inputs, shared["size"], shared["prompts"], section, sampling.model_dump()])
+    return storage.digest_of([inputs, shared["size"], shared["prompts"], section, sampling.model_dump(), unhealed])
 
 
 def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: int) -> None:
+def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: int, *, unhealed: bool) -> None:
     """Distils once and scores the averaged student."""
     from sana_sprint.evaluation import quick
     from sana_sprint.models import threads
@@ -84,12 +87,12 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
     params = config.Distill.model_validate(section)
     sampling, judged = config.load(config.Sampling), config.load(config.Evaluate)
     sigma_d = config.load(config.TrigFlow).sigma_d
-    key, result = key_of(shared, section, sampling), part(name, seed)
+    key, result = key_of(shared, section, sampling, unhealed=unhealed), part(name, seed)
     if result.is_file() and storage.read_json(result).get("key") == key:
         sys.stdout.write(f"ablation {name} seed {seed}: done before\n")
         return
     models, raw, size = DATA / "models", DATA / "raw", shared["size"]
-    start, judge = models / "trigflow" / size, models / "judge"
+    judge = models / "judge"
     score = quick.StudentScorer(judged, sampling, sigma_d, models / "teacher", raw, judge, shared["prompts"])
     watch = quick.StudentScorer(judged, sampling, sigma_d, models / "teacher", raw, judge, params.score_prompts)
     latents = DATA / "latents"
@@ -97,6 +100,7 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
         latents = trajectories.drawn(latents, models / "teacher", sampling, 0, DATA / "cache/trajectories")
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
+        start = cut(size, here / "trigflow") if unhealed else models / "trigflow" / size
         task = job.Job(
             size=f"{name} seed {seed}",
             trigflow=start,
@@ -118,6 +122,19 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
     scores = scored(score, student)
     storage.write_json(result, {"key": key, "seed": seed, "scores": scores, "curves": curves})
     sys.stdout.write(f"ablation {name} seed {seed}: {scores}\n")
+
+
+def cut(size: str, folder: Path) -> Path:
+    """Writes the pruned network as it is before healing, as stage convert writes the healed one; returns its folder."""
+    from sana_sprint.data.loader import Latents
+    from sana_sprint.models import bundle
+    from sana_sprint.training import shrink
+
+    params, data, teacher = config.load(config.Prune), Latents(DATA / "latents", "train"), DATA / "models/teacher"
+    student, _ = shrink.cut(params, params.sizes[size], bundle.load_transformer(teacher), data)
+    how = config.load(config.Sampling).model_dump() | config.load(config.TrigFlow).model_dump()
+    bundle.save_student(folder, student, bundle.load_frozen_parts(teacher), how)
+    return folder
 
 
 def scored(scorer: Any, student: Any) -> dict[str, dict[str, float]]:

@@ -1,5 +1,6 @@
 """The ablation's variants are changes that the profile's section takes, and its table says what each is worth."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -29,9 +30,11 @@ def test_every_variant_has_its_stage():
 def test_a_variant_changes_the_section_and_keeps_it_valid(name):
     merged = script("variant").merged
     section = merged(config.read(Path("profiles/demo.yaml"))["distill"], CONTENT["shared"]["distill"])
-    changed = merged(section, CONTENT["variants"][name])
+    changes = dict(CONTENT["variants"][name])
+    unhealed = changes.pop("unhealed", False)
+    changed = merged(section, changes)
     config.Distill.model_validate(changed)
-    assert (changed == section) == (name == "sprint")
+    assert (changed == section and not unhealed) == (name == "sprint")
 
 
 def test_a_change_of_a_nested_key_leaves_its_neighbours():
@@ -47,14 +50,16 @@ def test_a_seed_that_is_done_is_not_done_again_unless_something_below_it_changed
     for name in ("models/trigflow", "models/teacher", "models/judge", "latents", "raw"):
         (tmp_path / name).mkdir(parents=True)
     section = variant.merged(config.read(Path(f"profiles/{config.profile()}.yaml"))["distill"], {"seed": 7})
-    key = variant.key_of(shared, section, config.load(config.Sampling))
+    key_of = functools.partial(variant.key_of, shared, sampling=config.load(config.Sampling))
+    key = key_of(section, unhealed=False)
     variant.part("sprint", 7).parent.mkdir(parents=True)
     variant.part("sprint", 7).write_text(json.dumps({"key": key}))
-    variant.one_seed("sprint", shared, {}, 7)
+    variant.one_seed("sprint", shared, {}, 7, unhealed=False)
     assert "ablation sprint seed 7: done before" in capsys.readouterr().out
+    assert key_of(section, unhealed=True) != key
+    assert key_of(section | {"seed": 8}, unhealed=False) != key
     (tmp_path / "models/teacher/weights").write_text("others")
-    assert variant.key_of(shared, section, config.load(config.Sampling)) != key
-    assert variant.key_of(shared, section | {"seed": 8}, config.load(config.Sampling)) != key
+    assert key_of(section, unhealed=False) != key
 
 
 def result(values):

@@ -64,6 +64,7 @@ def save(
         if shards:
             for file in shards.iterdir():
                 file.rename(unfinished / file.name)
+            shards.rmdir()
         else:
             write(unfinished, module, optimizers)
         files = {file.name: storage.digest(file) for file in sorted(unfinished.iterdir())}
