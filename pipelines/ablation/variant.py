@@ -79,7 +79,7 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
     """Distils once and scores the averaged student."""
     from sana_sprint.evaluation import quick
     from sana_sprint.models import threads
-    from sana_sprint.training import draws, job, trajectories
+    from sana_sprint.training import attempts, draws, job, trajectories
 
     threads.use_fastest()
     profile = Path(f"profiles/{config.profile()}.yaml")
@@ -116,7 +116,7 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
             recorder=None,
             scorer=watch if params.score_prompts else None,
         )
-        job.fit(task, draws.Share(0, 1), lambda: {"accelerator": "auto", "devices": 1})
+        attempts.fit(task, draws.Share(0, 1), lambda: {"accelerator": "auto", "devices": 1})
         student = job.averaged(task.final, start)
         curves = storage.read_json(task.curves)
     scores = scored(score, student)

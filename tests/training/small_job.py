@@ -10,7 +10,7 @@ from diffusers import SanaTransformer2DModel
 
 from sana_sprint import config
 from sana_sprint.models import bundle, networks
-from sana_sprint.training import draws, job
+from sana_sprint.training import attempts, draws, job
 
 SAMPLING = config.parse(config.Sampling, "sampling", Path("profiles/smoke.yaml"))
 SIGMA_D = 0.5
@@ -53,7 +53,7 @@ class Inputs:
 
 def fit(made: job.Job) -> None:
     """Runs the job in this process, on one CPU worker."""
-    job.fit(made, draws.Share(0, 1), lambda: {"accelerator": "cpu", "devices": 1})
+    attempts.fit(made, draws.Share(0, 1), lambda: {"accelerator": "cpu", "devices": 1})
 
 
 def changed(params: config.Distill, **changes: Any) -> config.Distill:

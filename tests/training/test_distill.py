@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from sana_sprint.data.loader import Latents
 from sana_sprint.models import networks
 from sana_sprint.models.networks import Text
-from sana_sprint.training import batches, checkpoints, distill, draws, health
+from sana_sprint.training import batches, checkpoints, distill, draws, health, saving
 
 SIGMA_D = 0.5
 ONE = draws.Share(0, 1)
@@ -121,13 +121,13 @@ def test_resuming_from_a_checkpoint_ends_bit_for_bit_where_a_straight_run_ends(
 
     first = module(latents_folder, params)
     well = health.Health(params)
-    keep = checkpoints.Checkpoints(tmp_path, None, "key", params, well)
+    keep = saving.Checkpoints(tmp_path, None, "key", params, well)
     run(first, latents_folder, params, 0, 2 * turns, [keep])
     source = checkpoints.newest(tmp_path, "key")
     assert source is not None
     assert source.name == "step-0000002"
     resumed = module(latents_folder, params)
-    again = checkpoints.Checkpoints(tmp_path, source, "key", params, well)
+    again = saving.Checkpoints(tmp_path, source, "key", params, well)
     run(resumed, latents_folder, params, 2 * turns, steps, [again])
     for name in straight.networks:
         assert not moved(weights(getattr(straight, name)), getattr(resumed, name)), name
@@ -138,7 +138,7 @@ def test_a_fault_of_the_last_iteration_alone_withholds_no_checkpoint(latents_fol
     limits = distill_params.health.model_copy(update={"grad_norm_max": 1e-9, "patience_iterations": 100})
     params = distill_params.model_copy(update={"health": limits, "iterations": 1})
     watch = health.Health(params)
-    keep = checkpoints.Checkpoints(tmp_path, None, "key", params, watch)
+    keep = saving.Checkpoints(tmp_path, None, "key", params, watch)
     run(module(latents_folder, params), latents_folder, params, 0, 2 * params.iterations, [watch, keep])
     assert not watch.well
     assert [p.name for p in tmp_path.glob("step-*")] == ["step-0000001"]
@@ -149,9 +149,9 @@ def test_checkpoints_of_other_params_are_removed_and_broken_ones_named(
 ):
     made = module(latents_folder, distill_params)
     optimizers = made.configure_optimizers()
-    checkpoints.save(tmp_path, made, optimizers, 2, "key", 3, {})
-    whole = checkpoints.save(tmp_path, made, optimizers, 4, "key", 3, {})
-    cut = checkpoints.save(tmp_path, made, optimizers, 6, "key", 3, {})
+    saving.save(tmp_path, made, optimizers, 2, "key", 3, {})
+    whole = saving.save(tmp_path, made, optimizers, 4, "key", 3, {})
+    cut = saving.save(tmp_path, made, optimizers, 6, "key", 3, {})
     (cut / "heads.safetensors").write_bytes((cut / "heads.safetensors").read_bytes()[:100])
     assert checkpoints.newest(tmp_path, "key") == whole
     assert "step-0000006: half-written checkpoint (heads.safetensors" in capsys.readouterr().err

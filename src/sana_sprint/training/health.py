@@ -1,5 +1,5 @@
 """Whether a distillation is well. An ill run stops with one line that names the fault, its likely cause and the
-remedy; `job.fit` then takes it back to the last good checkpoint, or gives up. NaN is never masked."""
+remedy; `attempts.fit` then takes it back to the last good checkpoint, or gives up. NaN is never masked."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""One worker's share of a distillation, from the newest good checkpoint to the end, through returns when the run
-falls ill. Ray (training/launch.py) calls `fit` on each worker; tests and ablations call it in their own process."""
+"""A distillation to be done: where its inputs lie and its outputs go. attempts.py trains it; nothing here imports
+Lightning, so that the process which only starts workers need not."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sana_sprint.training import batches, callbacks, checkpoints, distill, draws, grids, health
+from sana_sprint.training import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import SanaTransformer2DModel
 
     from sana_sprint.config import Distill, Sampling
+    from sana_sprint.training import callbacks
 
     Scorer = Callable[[SanaTransformer2DModel], dict[str, float]]
 
@@ -49,90 +49,6 @@ class Job:
         return checkpoints.newest(self.checkpoints, self.key) == self.final
 
 
-def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) -> None:
-    """Trains to the end, or to the iteration after a request to stop. `strategy` returns arguments of L.Trainer, new
-    ones for every return. Raises `health.Ill` when the run has fallen ill more often than distill.health.returns_max.
-    """
-    returns = 0
-    if share.rank == 0:
-        warn_of_cut_groups(job.params, share)
-    while True:
-        source = checkpoints.newest(job.checkpoints, job.key)
-        state = checkpoints.state(source) if source else {"iteration": 0, "attempt": 0}
-        attempt = max(returns, state["attempt"])
-        if share.rank == 0 and source:
-            sys.stdout.write(f"distill {job.size}: going on from {source}\n")
-        try:
-            train(job, share, source, state["iteration"], attempt, strategy())
-            return
-        except checkpoints.Stopped:
-            return
-        except health.Ill as ill:
-            returns = attempt + 1
-            if returns > job.params.health.returns_max:
-                tries = f"{returns} time" + "s" * (returns > 1)
-                raise health.Ill(f"ill {tries}, given up: {ill}") from None
-            if share.rank == 0:
-                sys.stdout.write(f"distill {job.size}: {ill}\ndistill {job.size}: return {returns}, other draws\n")
-
-
-def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:
-    """Says so when a worker's share is too small for the groups in which the heads normalise."""
-    from sana_sprint.models.heads import group_size
-
-    batch, virtual = params.global_batch, params.heads.virtual_batch
-    whole, cut = group_size(batch, virtual), group_size(max(1, batch // share.world), virtual)
-    if "ladd" in params.terms and params.heads.norm == "batch" and whole != cut:
-        sys.stderr.write(
-            f"warning: {share.world} workers cut the heads' groups of {whole} pictures to {cut}, so the losses differ "
-            "from those of one worker; lower SANA_SPRINT_WORKERS or distill.heads.virtual_batch\n"
-        )
-
-
-def train(
-    job: Job, share: draws.Share, source: Path | None, start: int, attempt: int, strategy: dict[str, Any]
-) -> None:
-    """Runs the iterations after `start` with the draws of `attempt`."""
-    import lightning as L
-    from torch.utils.data import DataLoader
-
-    turns, p = job.params.turns, job.params
-    module, data, drawn = pieces(job, share, attempt)
-    watch = health.Health(p)
-    curves = callbacks.Curves(job.curves, job.recorder, turns * p.log_every, turns * start, lambda _: watch.values)
-    keep = checkpoints.Checkpoints(job.checkpoints, source, job.key, p, watch)
-    progress = callbacks.Progress(f"distill {job.size}", turns * p.iterations, turns * start)
-    callbacks.quiet()
-    trainer = L.Trainer(
-        max_epochs=1,
-        precision=p.precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[drawn, watch, progress, curves, keep],
-        **strategy,
-    )
-    trainer.fit(module, DataLoader(data, batch_size=None, sampler=range(turns * start, turns * p.iterations)))
-
-
-def pieces(job: Job, share: draws.Share, attempt: int) -> tuple[distill.Distillation, batches.Pairs, grids.Grids]:
-    """Returns module, batches and grid callback of a job."""
-    from sana_sprint.data.loader import Latents
-    from sana_sprint.models import bundle
-    from sana_sprint.models.networks import Text
-
-    latents, params = Latents(job.latents, "train"), job.params
-    student, teacher = bundle.load_transformer(job.trigflow), bundle.load_transformer(job.teacher)
-    module = distill.Distillation(student, teacher, Text(*latents.null), params, job.sigma_d, share, attempt)
-    steps = params.turns * params.iterations
-    data = batches.Pairs(latents, params.global_batch, draws.seed(params.seed, attempt), steps, share)
-    shown = Latents(job.latents, "eval")
-    text = Text(*shown.text(shown.batch(0, min(grids.SHOWN, len(shown)), 0)))
-    return module, data, grids.Grids(job, bundle.load_vae(job.trigflow), text, tuple(latents.x.shape[1:]))
-
-
 def clear(folder: Path) -> None:
     """Removes the checkpoints of a finished training."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -143,11 +59,12 @@ def averaged(final: Path, trigflow: Path) -> SanaTransformer2DModel:
     from safetensors.torch import load_file
 
     from sana_sprint.models import bundle
-    from sana_sprint.training import sharding
 
     transformer = bundle.load_transformer(trigflow)
     prefix = "transformer."
-    if any(final.glob(sharding.SHARDS)):
+    if any(final.glob(checkpoints.SHARDS)):
+        from sana_sprint.training import sharding
+
         sharding.read_network(final, f"averaged.{prefix}", transformer)
         return transformer.eval()
     weights = load_file(final / "averaged.safetensors")

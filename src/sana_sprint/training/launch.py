@@ -199,9 +199,9 @@ def train_on_worker(config: dict[str, Any]) -> None:
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from sana_sprint.models import threads
-    from sana_sprint.training import draws, health, job, sharding
+    from sana_sprint.training import attempts, draws, health, sharding
 
-    given: job.Job = ray.get(config["job"])
+    given: Job = ray.get(config["job"])
     if faults(given):
         return
     threads.use_fastest(config["cores"])
@@ -215,7 +215,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
         return {"accelerator": "auto", "devices": "auto", "strategy": way, "plugins": [RayLightningEnvironment()]}
 
     try:
-        job.fit(given, share, strategy)
+        attempts.fit(given, share, strategy)
     except (ValueError, OSError) as error:
         said = given.checkpoints / FAULT.format(rank=share.rank)
         storage.write_text(said, " ".join(str(error).split()))

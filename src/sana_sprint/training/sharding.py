@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sana_sprint.training.distill import Distillation
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-SHARDS = "shard-*.safetensors"
 
 
 class Sharded(ModelParallelStrategy):
