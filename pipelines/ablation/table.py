@@ -44,7 +44,8 @@ def row(name: str, result: dict[str, Any], against: dict[str, Any]) -> dict[str,
     for steps in STEPS:
         scores[steps] = spread([own[seed][steps] for seed in own])
         pairs = [(own[seed][steps]["value"], other[seed][steps]["value"]) for seed in own if seed in other]
-        gains[steps] = metrics.mean(torch.tensor([a - b for a, b in pairs]))._asdict() if pairs else None
+        found = metrics.mean(torch.tensor([a - b for a, b in pairs]))._asdict() if pairs else None
+        gains[steps] = found | {"se": None} if found and len(pairs) == 1 else found  # one pair tells of no spread
     return {"variant": name, "changes": result["changes"], "seeds": len(own), "scores": scores, "gains": gains}
 
 
@@ -61,11 +62,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for one in rows:
         scores = [f"{one['scores'][k]['value']:.3f} ± {one['scores'][k]['se']:.3f}" for k in STEPS]
-        gains = [
-            f"{one['gains'][k]['value']:+.3f} ± {one['gains'][k]['se']:.3f}" if one["gains"][k] else "-" for k in STEPS
-        ]
+        gains = [told(one["gains"][k]) for k in STEPS]
         lines.append("| " + " | ".join([one["variant"], str(one["seeds"]), *scores, *gains]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def told(gain: dict[str, float | None] | None) -> str:
+    """Returns a gain as text, without an error where one seed alone stands behind it."""
+    if gain is None:
+        return "-"
+    return f"{gain['value']:+.3f}" + ("" if gain["se"] is None else f" ± {gain['se']:.3f}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,10 @@ def test_the_table_has_means_errors_and_gains_paired_by_seed(table, capsys):
     assert rows["sprint"]["scores"]["1"] == pytest.approx({"value": 0.5, "se": 0.1 / math.sqrt(3)})
     assert rows["zz"]["gains"]["4"] == pytest.approx({"value": 0.1, "se": 0.0}, abs=1e-6)
     assert rows["aa"]["scores"]["2"] == {"value": 0.3, "se": 0.5}
-    assert "| zz | 3 | 0.600 ± 0.058 |" in capsys.readouterr().out
+    assert rows["aa"]["gains"]["2"] == {"value": pytest.approx(-0.1), "se": None}
+    printed = capsys.readouterr().out
+    assert "| zz | 3 | 0.600 ± 0.058 |" in printed
+    assert "| aa | 1 | 0.300 ± 0.500 | 0.300 ± 0.500 | 0.300 ± 0.500 | -0.100 | -0.100 | -0.100 |" in printed
     assert (table.OUT / "curves.png").stat().st_size > 1000
 
 
