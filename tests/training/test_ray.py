@@ -3,6 +3,7 @@
 One Ray cluster serves all jobs but those of a driver of its own.
 """
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -106,11 +107,14 @@ def wait_until(come: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def workers_at_work() -> list[psutil.Process]:
-    """The processes that train, below this one."""
-    return [
-        p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in p.name() + " ".join(p.cmdline())
-    ]
+def workers_at_work(driver: int | None = None) -> list[psutil.Process]:
+    """The processes that train, or are about to, below this one or another."""
+    found = []
+    for one in psutil.Process(driver).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in one.name() + " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 def kill_a_worker_when(there: Path) -> threading.Thread:
@@ -161,14 +165,14 @@ def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_worke
     with (tmp_path / "log").open("wb") as log:
         words = [sys.executable, "-c", DRIVER, str(tmp_path / "job.pickle")]
         driver = subprocess.Popen(words, env=alone, stdout=log, stderr=log)
-    going_on_from = f"going on from {other.checkpoints / f'step-{MIDDLE:07d}'}"
-    wait_until(lambda: going_on_from in (tmp_path / "log").read_text())
+    wait_until(lambda: bool(workers_at_work(driver.pid)))  # seconds before their first step
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGTERM)
     code = driver.wait(GONE_S)
     said = (tmp_path / "log").read_text()
     assert code == 128 + signal.SIGTERM, said
     assert "asked to stop: writing a checkpoint first" in said
+    assert f"going on from {other.checkpoints / f'step-{MIDDLE:07d}'}" in said
     assert psutil.wait_procs(below, timeout=GONE_S)[1] == []
     saved = checkpoints.newest(other.checkpoints, other.key)
     assert MIDDLE < checkpoints.state(saved)["iteration"] < ITERATIONS
