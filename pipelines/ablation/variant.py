@@ -30,7 +30,7 @@ def main() -> None:
     shared = content["shared"]
     if arguments.name not in content["variants"]:
         raise ValueError(f"{VARIANTS}: no variant '{arguments.name}'; there are {sorted(content['variants'])}")
-    variant = dict(content["variants"][arguments.name])
+    variant = dict(content["variants"][arguments.name] or {})
     unhealed = variant.pop("unhealed", False)
     changes = merged(shared["distill"], variant)
     if arguments.seed is not None:
@@ -59,12 +59,14 @@ def part(name: str, seed: int) -> Path:
     return DATA / f"cache/ablation/{name}-{seed}.json"
 
 
-def key_of(shared: dict[str, Any], section: dict[str, Any], sampling: config.Sampling, *, unhealed: bool) -> str:
+def key_of(shared: dict[str, Any], section: dict[str, Any], *, unhealed: bool) -> str:
     """Returns the digest of all that a seed's result rests on: params, models, data, code."""
+    kinds = (config.Sampling, config.Evaluate, config.TrigFlow, config.Prune)
+    params = [config.load(kind).model_dump() for kind in kinds]
     folders = [DATA / name for name in ("models/trigflow", "models/teacher", "models/judge", "latents", "raw")]
     code = sorted(path for name in CODE for path in Path("src/sana_sprint", name).glob("*.py"))
     inputs = [storage.digest(path) for path in (*folders, *code)]
-    return storage.digest_of([inputs, shared["size"], shared["prompts"], section, sampling.model_dump(), unhealed])
+    return storage.digest_of([inputs, shared["size"], shared["prompts"], section, params, unhealed])
 
 
 def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -77,20 +79,20 @@ def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: int, *, unhealed: bool) -> None:
     """Distils once and scores the averaged student."""
+    profile = Path(f"profiles/{config.profile()}.yaml")
+    section = merged(config.read(profile)["distill"], changes) | {"seed": seed}
+    params = config.Distill.model_validate(section)
+    key, result = key_of(shared, section, unhealed=unhealed), part(name, seed)
+    if result.is_file() and storage.read_json(result).get("key") == key:
+        sys.stdout.write(f"ablation {name} seed {seed}: done before\n")
+        return
     from sana_sprint.evaluation import quick
     from sana_sprint.models import threads
     from sana_sprint.training import attempts, draws, job, trajectories
 
     threads.use_fastest()
-    profile = Path(f"profiles/{config.profile()}.yaml")
-    section = merged(config.read(profile)["distill"], changes) | {"seed": seed}
-    params = config.Distill.model_validate(section)
     sampling, judged = config.load(config.Sampling), config.load(config.Evaluate)
     sigma_d = config.load(config.TrigFlow).sigma_d
-    key, result = key_of(shared, section, sampling, unhealed=unhealed), part(name, seed)
-    if result.is_file() and storage.read_json(result).get("key") == key:
-        sys.stdout.write(f"ablation {name} seed {seed}: done before\n")
-        return
     models, raw, size = DATA / "models", DATA / "raw", shared["size"]
     judge = models / "judge"
     score = quick.StudentScorer(judged, sampling, sigma_d, models / "teacher", raw, judge, shared["prompts"])

@@ -50,7 +50,7 @@ def test_a_seed_that_is_done_is_not_done_again_unless_something_below_it_changed
     for name in ("models/trigflow", "models/teacher", "models/judge", "latents", "raw"):
         (tmp_path / name).mkdir(parents=True)
     section = variant.merged(config.read(Path(f"profiles/{config.profile()}.yaml"))["distill"], {"seed": 7})
-    key_of = functools.partial(variant.key_of, shared, sampling=config.load(config.Sampling))
+    key_of = functools.partial(variant.key_of, shared)
     key = key_of(section, unhealed=False)
     variant.part("sprint", 7).parent.mkdir(parents=True)
     variant.part("sprint", 7).write_text(json.dumps({"key": key}))

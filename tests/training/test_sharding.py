@@ -89,6 +89,7 @@ def test_sharded_networks_see_the_losses_of_whole_ones(done):
 def test_a_worker_holds_half_of_every_weight_and_moment(done):
     files = sorted(done("1").final.glob("*.safetensors"))
     assert [file.name[:11] for file in files] == ["shard-00001", "shard-00002"]
+    assert list(done("1").checkpoints.glob(f"{storage.UNFINISHED}*")) == []
     whole = load_file(done("0").final / "student.safetensors")
     halves = []
     for file in files:
