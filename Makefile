@@ -36,6 +36,7 @@ THREADS_EACH = $(shell echo $$(( $$(nproc) > $(AT_ONCE) ? $$(nproc) / $(AT_ONCE)
 demo: export SANA_SPRINT_OWNER := $(shell echo $$PPID)
 demo: .venv/ready ## the whole road on the profile of params.yaml (PROFILE=digits switches it)
 	@test -z "$(PROFILE)" || sana-sprint use "$(PROFILE)"
+	@sana-sprint recover
 	dvc repro teacher judge
 	@$(MAKE) --no-print-directory -j$(AT_ONCE) $$(dvc stage list --name-only | sed -n 's/^distill@/student@/p')
 	dvc repro
@@ -46,6 +47,7 @@ student@%: .venv/ready
 	dvc --wait-for-lock repro --single-item prune@$* convert@$* distill@$* 2>&1 | sed --unbuffered 's/^/$*: /'
 
 ablation: .venv/ready ## distils again with keys changed, one variant after the other, and tells what each is worth; VARIANTS="sprint scm" for some
+	@sana-sprint recover
 	dvc repro prune convert
 	dvc repro $(if $(VARIANTS),$(VARIANTS:%=$(ABLATION):variant@%),$(ABLATION))
 	$(if $(VARIANTS),dvc repro --single-item $(ABLATION):table)

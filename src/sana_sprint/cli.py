@@ -1,4 +1,4 @@
-"""The console command `sana-sprint`: generate, promote, rollback, history, use, summary.
+"""The console command `sana-sprint`: generate, promote, rollback, history, use, recover, summary.
 
 Every fault of the user ends in one line on stderr and exit code 1. Frameworks are imported by the command
 that needs them.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sana_sprint import config, storage
+from sana_sprint import config, recovery, storage
 from sana_sprint.registry import lineage
 
 if TYPE_CHECKING:
@@ -206,6 +206,13 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+@command
+def recover() -> None:
+    """Put right the files of DVC that a kill has cut; `dvc repro` then goes on."""
+    for line in recovery.recover(lineage.repository()):
+        typer.echo(line)
 
 
 @command

@@ -135,10 +135,10 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the process and all below it at once, as a crash of the machine: Ray's daemons lead their own
-    process groups.
+    process groups. From the top down, or a `dvc` would see its stage die and begin to write about it.
     """
     below = psutil.Process(process.pid).children(recursive=True)
-    for one in (*below, process):
+    for one in (process, *below):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()

@@ -153,3 +153,24 @@ def test_a_lost_output_comes_back_from_the_cache(finished):
     shutil.rmtree(clone.root / "data/models/student/small")
     assert stages(clone.run("dvc", "repro")) == []
     assert clone.outputs() == finished.outputs
+
+
+@pytest.mark.parametrize("left", [0, 300, 8000, 50_001, 70_000])
+def test_a_lock_file_that_a_kill_has_cut_costs_no_stage(finished, left):
+    """8000 bytes end in the middle of a word, at which `dvc` has an unexpected error."""
+    clone = finished.clone
+    lock = clone.root / "dvc.lock"
+    lock.write_bytes(lock.read_bytes()[:left])
+    assert "dvc.lock: was cut, moved to" in clone.run("sana-sprint", "recover")
+    assert stages(clone.run("dvc", "repro")) == []
+    assert clone.outputs() == finished.outputs
+
+
+def test_make_demo_goes_on_after_a_kill_that_cut_the_list_of_readers_and_writers(finished):
+    clone = finished.clone
+    (clone.root / ".dvc/tmp/rwlock").write_text("")
+    assert ".dvc/tmp/rwlock" in clone.run("dvc", "repro", code=255)  # DVC itself gives up, and names the file
+    log = clone.run("make", "demo", "PROFILE=smoke", "AT_ONCE=2")
+    assert ".dvc/tmp/rwlock: was cut, removed" in log
+    assert stages(log) == []
+    assert clone.outputs() == finished.outputs
