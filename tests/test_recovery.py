@@ -63,7 +63,10 @@ def test_the_lock_file_of_the_experiments_is_looked_at_too(root):
 @pytest.mark.parametrize(("guard", "cut"), [("rwlock.lock", ".dvc/tmp/rwlock"), ("lock", "dvc.lock")])
 def test_a_file_that_dvc_is_writing_is_not_touched(root, guard, cut):
     (root / cut).write_text("")
-    code = "import sys; from dvc.lock import make_lock; held = make_lock(sys.argv[1]); held.lock(); print(flush=True); input()"
+    code = (
+        "import sys; from dvc.lock import make_lock; held = make_lock(sys.argv[1]); held.lock(); "
+        "print(flush=True); input()"
+    )
     words = [sys.executable, "-c", code, str(root / ".dvc/tmp" / guard)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
