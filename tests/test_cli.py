@@ -141,3 +141,10 @@ def test_summary_before_the_first_run_says_what_to_do(repository):
 def test_a_broken_score_file_is_named(finished):
     (finished / f"data/metrics/evaluate/{SIZE}.json").write_text(json.dumps({})[:1])
     assert f"{SIZE}.json: not valid JSON" in refused("summary")
+
+
+def test_the_models_of_a_profile_whose_name_begins_alike_are_not_meant(repository, server):
+    server.create_registered_model(NAME)
+    server.create_registered_model("sana-sprint-demo-long-base")
+    assert "sana-sprint-demo-long-base" not in call("history")
+    assert NAME in call("history")

@@ -64,9 +64,10 @@ def _server() -> MlflowClient:
 
 def _names(server: MlflowClient) -> list[str]:
     """Returns the registered models of the profile in use."""
-    prefix = config.load(config.Register, lineage.repository()).model_name
-    found = server.search_registered_models(f"name LIKE '{prefix}-%'")
-    return sorted(str(model.name) for model in found)
+    root = lineage.repository()
+    prefix, sizes = config.load(config.Register, root).model_name, config.load(config.Prune, root).sizes
+    found = server.search_registered_models(f"name LIKE '{prefix}-%'")  # those of the profile demo-long too
+    return sorted({str(model.name) for model in found} & {f"{prefix}-{size}" for size in sizes})
 
 
 def _name(server: MlflowClient, name: str | None, size: str | None) -> str:
