@@ -160,7 +160,7 @@ def test_a_lock_file_that_a_kill_has_cut_costs_no_stage(finished, left):
     """8000 bytes end in the middle of a word, at which `dvc` has an unexpected error."""
     clone = finished.clone
     lock = clone.root / "dvc.lock"
-    lock.write_bytes(lock.read_bytes()[:left])
+    lock.write_bytes(lock.read_bytes()[:left].rstrip(b"\n"))  # at the end of a line it may be whole
     assert "dvc.lock: was cut, moved to" in clone.run("sana-sprint", "recover")
     assert stages(clone.run("dvc", "repro")) == []
     assert clone.outputs() == finished.outputs
