@@ -1,5 +1,5 @@
-"""Stage evaluate: params evaluate, sampling, trigflow; data/models/{student/<size>, trigflow/<size>, teacher,
-judge}, data/raw -> data/metrics/evaluate/<size>.json, data/grids/<size>,
+"""Stage evaluate: params evaluate, sampling, trigflow; data/models/{student/<size>, schedule/<size>.json,
+trigflow/<size>, teacher, judge}, data/raw -> data/metrics/evaluate/<size>.json, data/grids/<size>,
 data/plots/{scores,tasks}-<size>.png.
 """
 
@@ -24,6 +24,7 @@ def main() -> None:
     models, grids = Path("data/models"), Path("data/grids") / size
     folders = evaluate.Folders(
         student=models / "student" / size,
+        schedule=models / f"schedule/{size}.json",
         undistilled=models / "trigflow" / size,
         teacher=models / "teacher",
         raw=Path("data/raw"),

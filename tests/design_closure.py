@@ -25,6 +25,7 @@ STAGES = (
     "prune",
     "convert",
     "distill",
+    "schedule",
     "evaluate",
     "report",
     "register",

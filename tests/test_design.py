@@ -14,7 +14,7 @@ from design_closure import PACKAGE, ROOT, SOURCE, STAGES
 from sana_sprint import config
 
 PIPELINE = config.read(ROOT / "dvc.yaml")["stages"]
-PER_SIZE = {"prune", "convert", "distill", "evaluate", "register"}
+PER_SIZE = {"prune", "convert", "distill", "schedule", "evaluate", "register"}
 MATHS = sorted((SOURCE / PACKAGE / "maths").glob("[!_]*.py"))
 CODE = sorted([*SOURCE.rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 LIBRARY = sorted(p for p in (SOURCE / PACKAGE).rglob("*.py") if p.name not in {"config.py", "cli.py"})

@@ -25,28 +25,36 @@ def main() -> None:
     rows = [row(name, results[name], results[AGAINST]) for name in names]
     storage.write_json(OUT / "table.json", rows)
     storage.write_text(OUT / "table.md", markdown(rows))
-    curves = {name: results[name]["seeds"][0]["curves"] for name in names}
+    curves = {name: well(results[name])[0]["curves"] for name in names if well(results[name])}
     watched = ("student/grad_norm", "student/tangent_norm", "student/logvar", "heads/accuracy", "student/drift")
     plots.compared(curves, watched, OUT / "curves.png")
     words = (
         "Each row distils the base student again with some keys of the profile changed. Mean over seeds ± its standard "
-        f"error (of one seed: over its prompts); gains over {AGAINST} are paired by seed. Curves are those of one seed."
+        f"error (of one seed: over its prompts); gains over {AGAINST} are paired by seed. Curves are those of one "
+        "seed. A seed that fell ill and was given up counts under ill and in no mean."
     )
     pages.write_experiment(OUT / "index.html", "Ablation", words, markdown(rows), [OUT / "curves.png"])
     print((OUT / "table.md").read_text())
 
 
+def well(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the seeds of a variant that ended with a student."""
+    return [one for one in result["seeds"] if "scores" in one]
+
+
 def row(name: str, result: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
     """Returns a variant's scores by step count, and what they differ from the one compared with."""
-    own = {one["seed"]: one["scores"] for one in result["seeds"]}
-    other = {one["seed"]: one["scores"] for one in against["seeds"]}
+    own = {one["seed"]: one["scores"] for one in well(result)}
+    other = {one["seed"]: one["scores"] for one in well(against)}
     scores, gains = {}, {}
     for steps in STEPS:
-        scores[steps] = spread([own[seed][steps] for seed in own])
+        scores[steps] = spread([own[seed][steps] for seed in own]) if own else None
         pairs = [(own[seed][steps]["value"], other[seed][steps]["value"]) for seed in own if seed in other]
         found = metrics.mean(torch.tensor([a - b for a, b in pairs]))._asdict() if pairs else None
         gains[steps] = found | {"se": None} if found and len(pairs) == 1 else found  # one pair tells of no spread
-    return {"variant": name, "changes": result["changes"], "seeds": len(own), "scores": scores, "gains": gains}
+    ill = len(result["seeds"]) - len(own)
+    told = {"variant": name, "changes": result["changes"], "seeds": len(result["seeds"]), "ill": ill}
+    return told | {"scores": scores, "gains": gains}
 
 
 def spread(scores: list[dict[str, float]]) -> dict[str, float]:
@@ -58,12 +66,15 @@ def spread(scores: list[dict[str, float]]) -> dict[str, float]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Returns the table as Markdown."""
-    head = ["variant", "seeds", *(f"{k} step" + "s" * (k != "1") for k in STEPS), *(f"gain at {k}" for k in STEPS)]
+    scored = [f"{k} step" + "s" * (k != "1") for k in STEPS]
+    head = ["variant", "seeds", "ill", *scored, *(f"gain at {k}" for k in STEPS)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for one in rows:
-        scores = [f"{one['scores'][k]['value']:.3f} ± {one['scores'][k]['se']:.3f}" for k in STEPS]
+        found = [one["scores"][k] for k in STEPS]
+        scores = [f"{score['value']:.3f} ± {score['se']:.3f}" if score else "-" for score in found]
         gains = [told(one["gains"][k]) for k in STEPS]
-        lines.append("| " + " | ".join([one["variant"], str(one["seeds"]), *scores, *gains]) + " |")
+        counts = [str(one["seeds"]), str(one["ill"])]
+        lines.append("| " + " | ".join([one["variant"], *counts, *scores, *gains]) + " |")
     return "\n".join(lines) + "\n"
 
 

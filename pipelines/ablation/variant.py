@@ -88,7 +88,7 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
         return
     from sana_sprint.evaluation import quick
     from sana_sprint.models import threads
-    from sana_sprint.training import attempts, draws, job, trajectories
+    from sana_sprint.training import job, trajectories
 
     threads.use_fastest()
     sampling, judged = config.load(config.Sampling), config.load(config.Evaluate)
@@ -118,12 +118,22 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
             recorder=None,
             scorer=watch if params.score_prompts else None,
         )
+        told = {"key": key, "seed": seed} | outcome(task, start, score)
+    storage.write_json(result, told)
+    sys.stdout.write(f"ablation {name} seed {seed}: {told.get('scores', told.get('ill'))}\n")
+
+
+def outcome(task: Any, start: Path, scorer: Any) -> dict[str, Any]:
+    """Distils and returns scores, curves and how often the run went back; of a run that was given up, why."""
+    from sana_sprint.training import attempts, checkpoints, draws, health, job
+
+    try:
         attempts.fit(task, draws.Share(0, 1), lambda: {"accelerator": "auto", "devices": 1})
-        student = job.averaged(task.final, start)
-        curves = storage.read_json(task.curves)
-    scores = scored(score, student)
-    storage.write_json(result, {"key": key, "seed": seed, "scores": scores, "curves": curves})
-    sys.stdout.write(f"ablation {name} seed {seed}: {scores}\n")
+    except health.Ill as ill:
+        return {"ill": str(ill)}
+    returns = checkpoints.state(task.final)["attempt"]
+    curves = storage.read_json(task.curves)
+    return {"scores": scored(scorer, job.averaged(task.final, start)), "returns": returns, "curves": curves}
 
 
 def cut(size: str, folder: Path) -> Path:

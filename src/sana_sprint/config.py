@@ -50,13 +50,18 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _lists_fall_to_zero(self) -> Sampling:
-        for steps, times in self.times.items():
-            falls = all(a > b for a, b in itertools.pairwise(times))
-            if not steps.isdigit() or len(times) != int(steps) + 1 or times[-1] != 0 or not falls:
-                raise ValueError(f"times.{steps} must be {steps} falling times and a closing 0, got {times}")
-            if times[0] > 1.5708:
-                raise ValueError(f"times.{steps} starts above pi/2: {times[0]}")
+        fall_to_zero("times", self.times)
         return self
+
+
+def fall_to_zero(name: str, lists: dict[str, list[float]]) -> None:
+    """Raises ValueError for a list that is none of its number of steps: falling times (radians) and a closing 0."""
+    for steps, times in lists.items():
+        falls = all(a > b for a, b in itertools.pairwise(times))
+        if not steps.isdigit() or len(times) != int(steps) + 1 or times[-1] != 0 or not falls:
+            raise ValueError(f"{name}.{steps} must be {steps} falling times and a closing 0, got {times}")
+        if times[0] > 1.5708:
+            raise ValueError(f"{name}.{steps} starts above pi/2: {times[0]}")
 
 
 class Scenes(Section):
@@ -304,6 +309,7 @@ class Health(Section):
     grad_norm_max: Scale
     patience_iterations: Positive
     accuracy: list[Prob] = Field(min_length=2, max_length=2)  # of the heads, lowest and highest
+    sample_std_max: Scale  # deviation of the student's one-step latents, whose data have deviation 1
     diversity_min: Weight  # deviation across the grid's one-step latents, whose data have deviation 1
     score_kept_min: Prob  # share of the best quick score so far that a later one must reach
     returns_max: NonNegative
@@ -377,6 +383,28 @@ class Distill(Section):
         return [name for name, moves in have.items() if moves]
 
 
+class Schedule(Section):
+    """Stage schedule: which times (radians) are tried for the first step and for the later ones, on how many captions,
+    and the lists that what is found is compared with."""
+
+    seed: NonNegative
+    prompts_per_task: Positive
+    first: list[Scale] = Field(min_length=1)
+    later: list[Scale] = Field(min_length=3)
+    baseline: dict[str, list[float]]
+
+    @model_validator(mode="after")
+    def _times_are_times(self) -> Schedule:
+        fall_to_zero("baseline", self.baseline)
+        high = [t for t in (*self.first, *self.later) if t > 1.5708]
+        if high:
+            raise ValueError(f"first and later must be times up to pi/2, got {high}")
+        unknown = sorted(set(self.baseline) - {"1", "2", "3", "4"})
+        if unknown:
+            raise ValueError(f"baseline: lists of 1 to 4 steps can be compared, got {unknown}")
+        return self
+
+
 class Evaluate(Section):
     """Stage evaluate."""
 
@@ -415,6 +443,7 @@ SECTIONS: dict[str, type[Section]] = {
     "prune": Prune,
     "convert": Convert,
     "distill": Distill,
+    "schedule": Schedule,
     "evaluate": Evaluate,
     "report": Report,
     "register": Register,

@@ -33,6 +33,7 @@ MOMENTS = {
     "convert@small": "data/models/trigflow/.unfinished-small-*",
     "distill@small": "data/checkpoints/distill/small/step-0000004",
     "distill@base": "data/checkpoints/distill/base/step-0000008",
+    "schedule@small": "schedule: ",
     "evaluate@small": "evaluate undistilled",
     "register@small": "data/mlflow/artifacts/models",
 }
@@ -162,7 +163,7 @@ def test_distill_goes_on_from_its_last_checkpoint(disturbed):
 
 def test_a_half_written_checkpoint_is_named_and_the_one_before_is_taken(disturbed):
     _, logs = disturbed
-    log = logs["evaluate@small"]  # the try after the kill in distill@base
+    log = logs["schedule@small"]  # the try after the kill in distill@base
     warning = next(line for line in log.splitlines() if "half-written checkpoint" in line)
     broken = int(warning.partition("step-")[2][:7])
     assert "student.safetensors does not match its digest" in warning

@@ -12,7 +12,7 @@ from tests.e2e.clone import SIZES, stages
 
 pytestmark = pytest.mark.e2e
 ONCE = ("prepare", "validate", "foundation", "encode", "judge", "teacher", "report")
-PER_SIZE = ("prune", "convert", "distill", "evaluate", "register")
+PER_SIZE = ("prune", "convert", "distill", "schedule", "evaluate", "register")
 ALL = {*ONCE, *(f"{stage}@{size}" for stage in PER_SIZE for size in SIZES)}
 SECOND_RUN_S = 5.0
 DRAW = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sana_sprint import config
+from sana_sprint import config, storage
 from sana_sprint.data import prepare, scenes
 from sana_sprint.evaluation import evaluate, judge_stage
 
@@ -89,7 +89,10 @@ def teacher_folder(sprint_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def folders(sprint_folder, teacher_folder, raw, judge, tmp_path_factory) -> evaluate.Folders:
     base = tmp_path_factory.mktemp("evaluate")
-    return evaluate.Folders(sprint_folder, sprint_folder, teacher_folder, raw, judge, base / "cache")
+    storage.write_json(base / "schedule.json", {"times": SAMPLING.times})
+    return evaluate.Folders(
+        sprint_folder, base / "schedule.json", sprint_folder, teacher_folder, raw, judge, base / "cache"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ def test_the_result_has_every_model_step_count_and_score(outcome):
     assert timed["images_per_s"] > 0
     assert timed["peak_memory_mb"] > 50
     assert result["protocol_digest"] == protocol.digest(result["protocol"])
+    assert result["times"] == SAMPLING.times
 
 
 def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tmp_path):
@@ -124,8 +125,14 @@ def test_mlflow_gets_numbers_under_plain_names(outcome):
 
 
 def test_a_missing_time_list_or_judge_is_named(folders, tmp_path):
-    short = SAMPLING.model_copy(update={"times": {"1": [1.5708, 0.0]}})
-    with pytest.raises(ValueError, match=r"sampling\.times"):
-        evaluate.run(EVALUATE, short, 0.5, folders, "small")
+    short = tmp_path / "short.json"
+    for content, fault in (
+        ({"1": [1.5708, 0.0]}, r"short\.json: no times for \[2, 3, 4\] steps"),
+        ({"2": [1.0, 1.3, 0.0]}, r"short\.json: no lists of times: .*2 falling times .*`dvc repro schedule`"),
+        (None, r"short\.json: no lists of times"),
+    ):
+        storage.write_json(short, {"times": content})
+        with pytest.raises(ValueError, match=fault):
+            evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, schedule=short), "small")
     with pytest.raises(ValueError, match="judge"):
         evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, judge=tmp_path), "small")

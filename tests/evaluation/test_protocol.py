@@ -78,12 +78,13 @@ def test_the_digest_changes_with_every_part_and_the_teachers_key_only_with_its_o
         "prompts": protocol.describe(prompts[1:], EVALUATE, SAMPLING, 0.5, judge),
         "seed": protocol.describe(prompts, EVALUATE.model_copy(update={"seed": 2}), SAMPLING, 0.5, judge),
         "judge": protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge | {"digest": "b"}),
-        "times": protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge),
         "guidance": protocol.describe(
             prompts, EVALUATE, SAMPLING.model_copy(update={"teacher_guidance": 4.0}), 0.5, judge
         ),
     }
-    assert len({protocol.digest(p) for p in [base, *others.values()]}) == 6
+    own_times = protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge)
+    assert own_times == base  # times belong to a student, which is scored with its own
+    assert len({protocol.digest(p) for p in [base, *others.values()]}) == 5
     key = protocol.teacher_digest(base, "w")
-    assert {n for n, p in others.items() if protocol.teacher_digest(p, "w") == key} == {"judge", "times"}
+    assert {n for n, p in others.items() if protocol.teacher_digest(p, "w") == key} == {"judge"}
     assert protocol.teacher_digest(base, "other weights") != key

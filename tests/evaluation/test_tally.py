@@ -16,5 +16,8 @@ def test_overall_is_the_mean_of_tasks_and_heldout_stands_apart():
     assert score["overall"]["value"] == 0.75  # not 4/6: tasks weigh the same
     assert score["seen"]["value"] == 1.0
     assert score["heldout"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    mean = tally.mean(prompts, [float(r) for r in right])
+    assert mean.value == 0.75
+    assert mean.se == pytest.approx((1 / 12) ** 0.5 / 2)  # of four with two right, s^2 / n = 1/12; of two right, 0
     errors = [score["tasks"][task]["se"] for task in "ab"]
     assert score["overall"]["se"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2, abs=1e-6)

@@ -89,9 +89,21 @@ def test_the_table_has_means_errors_and_gains_paired_by_seed(table, capsys):
     assert rows["aa"]["scores"]["2"] == {"value": 0.3, "se": 0.5}
     assert rows["aa"]["gains"]["2"] == {"value": pytest.approx(-0.1), "se": None}
     printed = capsys.readouterr().out
-    assert "| zz | 3 | 0.600 ± 0.058 |" in printed
-    assert "| aa | 1 | 0.300 ± 0.500 | 0.300 ± 0.500 | 0.300 ± 0.500 | -0.100 | -0.100 | -0.100 |" in printed
+    assert "| zz | 3 | 0 | 0.600 ± 0.058 |" in printed
+    assert "| aa | 1 | 0 | 0.300 ± 0.500 | 0.300 ± 0.500 | 0.300 ± 0.500 | -0.100 | -0.100 | -0.100 |" in printed
     assert (table.OUT / "curves.png").stat().st_size > 1000
+
+
+def test_a_seed_that_was_given_up_counts_as_ill_and_in_no_mean(table, capsys):
+    ill = {"seed": 1, "ill": "given up: the quick score fell"}
+    one, none = result([0.4]), result([])
+    for name, content in {"sprint": result([0.4, 0.5]), "one": one, "none": none}.items():
+        content["seeds"] += [ill] * (name != "sprint")
+        (table.FOLDER / f"{name}.json").write_text(json.dumps(content))
+    table.main()
+    printed = capsys.readouterr().out
+    assert "| one | 2 | 1 | 0.400 ± 0.500 | 0.400 ± 0.500 | 0.400 ± 0.500 | +0.000 | +0.000 | +0.000 |" in printed
+    assert "| none | 1 | 1 | - | - | - | - | - | - |" in printed
 
 
 def test_a_table_without_what_it_compares_with_is_refused(table):

@@ -52,6 +52,9 @@ def scored(value, se=0.02):
     }
 
 
+TIMES = {"1": [1.5708, 0.0], "2": [1.5708, 1.2, 0.0], "4": [1.5708, 1.2, 0.8, 0.4, 0.0]}
+
+
 def evaluation(one_step, four_steps, protocol="first", undistilled=0.05):
     """Evaluate's JSON for a student of these scores."""
     student = {"1": one_step, "2": (one_step + four_steps) / 2, "4": four_steps}
@@ -63,6 +66,7 @@ def evaluation(one_step, four_steps, protocol="first", undistilled=0.05):
         },
         "protocol_digest": storage.digest_of(protocol),
         "size": SIZE,
+        "times": TIMES,
         "scores": {
             "student": {steps: scored(value) for steps, value in student.items()},
             "undistilled": {steps: scored(undistilled) for steps in student},

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import mlflow
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from sana_sprint import config, storage
 from sana_sprint.registry import draw, lineage, register, store, track
-from tests.registry.conftest import NAME, SIZE, evaluation
+from tests.registry.conftest import NAME, SIZE, TIMES, evaluation
 
 ROUNDING = 2  # of 255: processors multiply matrices of other sizes in another order
 
@@ -40,6 +41,29 @@ def test_the_same_weights_make_one_version_and_new_weights_a_second(registered, 
     assert [one["new"] for one in (first, again, other)] == [True, False, True]
     assert str(server.get_model_version_by_alias(NAME, "challenger").version) == "2"
     assert len(server.search_model_versions(f"name = '{NAME}'")) == 2
+
+
+def test_the_times_evaluated_travel_with_the_version_and_others_make_a_new_one(registered, repository, server):
+    folder, _ = draw.folder_of(registered(evaluation(0.3, 0.5))["uri"], None)
+    assert storage.read_json(folder / "sampling.json")["times"] == TIMES
+    student = repository / "data/models/student" / SIZE
+    assert storage.read_json(student / "sampling.json")["times"] != TIMES
+    other = evaluation(0.3, 0.5) | {"times": TIMES | {"2": [1.5708, 0.9, 0.0]}}
+    again = registered(other)
+    assert (again["version"], again["new"]) == (2, True)
+    weights = {v.tags["weights_digest"] for v in server.search_model_versions(f"name = '{NAME}'")}
+    assert len(weights) == 1
+
+
+def test_the_console_draws_by_the_schedule_of_a_student_of_the_repository(registered, repository):
+    registered(evaluation(0.3, 0.5))
+    student = repository / "data/models/student" / SIZE
+    before = draw.picture(student, "a red circle", 2, 0, None)
+    storage.write_json(repository / f"data/models/schedule/{SIZE}.json", {"times": TIMES | {"2": [1.5708, 0.3, 0.0]}})
+    assert draw.picture(student, "a red circle", 2, 0, None).tobytes() != before.tobytes()
+    copied = repository / "elsewhere"
+    shutil.copytree(student, copied)
+    assert draw.picture(copied, "a red circle", 2, 0, None).tobytes() == before.tobytes()
 
 
 def test_scores_of_a_new_protocol_replace_those_of_the_same_weights(registered, server):

@@ -149,9 +149,9 @@ def test_checkpoints_of_other_params_are_removed_and_broken_ones_named(
 ):
     made = module(latents_folder, distill_params)
     optimizers = made.configure_optimizers()
-    saving.save(tmp_path, made, optimizers, 2, "key", 3, {})
-    whole = saving.save(tmp_path, made, optimizers, 4, "key", 3, {})
-    cut = saving.save(tmp_path, made, optimizers, 6, "key", 3, {})
+    _, whole, cut = (
+        saving.save(tmp_path, made, optimizers, {"iteration": k, "key": "key", "proved": 0}, 3) for k in (2, 4, 6)
+    )
     (cut / "heads.safetensors").write_bytes((cut / "heads.safetensors").read_bytes()[:100])
     assert checkpoints.newest(tmp_path, "key") == whole
     assert "step-0000006: half-written checkpoint (heads.safetensors" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from sana_sprint import storage
 from sana_sprint.data import manifest
-from sana_sprint.evaluation import clip_judge, generate, judges, latency, protocol, sheets, tally
+from sana_sprint.evaluation import clip_judge, generate, judges, latency, protocol, schedule, sheets, tally
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Folders:
     """What the stage reads, and the cache it may use."""
 
     student: Path
+    schedule: Path
     undistilled: Path
     teacher: Path
     raw: Path
@@ -73,9 +74,10 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
     """Returns the scores of one student size beside its undistilled twin and the teacher. Raises ValueError
     naming what is missing.
     """
+    sampling = schedule.sampling_by(folders.schedule, sampling)
     missing = [steps for steps in protocol.STEPS if str(steps) not in sampling.times]
     if missing:
-        raise ValueError(f"sampling.times: no list for {missing} steps; evaluate draws with {list(protocol.STEPS)}")
+        raise ValueError(f"{folders.schedule}: no times for {missing} steps; run `dvc repro schedule` again")
     prompts = protocol.prompts(manifest.read(folders.raw, "eval"), params)
     court = summon(params, folders.judge, prompts)
     judge = {"kind": params.judge, "digest": storage.digest(folders.judge)}
@@ -85,6 +87,7 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
             "protocol": described,
             "protocol_digest": protocol.digest(described),
             "size": size,
+            "times": sampling.times,
             "scores": defaultdict(dict),
             "latency": defaultdict(dict),
             "machine": latency.machine(),

@@ -112,7 +112,7 @@ def describe(
         "judge": judge,
         "frechet": "all pictures scored, against the features of the whole eval split; squared distance, "
         "standard error by delete-a-group jackknife over the generated pictures",
-        "student": {"times": sampling.times, "guidance": sampling.guidance, "sigma_d": sigma_d},
+        "student": {"times": "of the student's own schedule", "guidance": sampling.guidance, "sigma_d": sigma_d},
         "teacher": {
             "steps": sampling.teacher_steps,
             "shift": sampling.teacher_shift,

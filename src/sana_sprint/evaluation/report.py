@@ -120,7 +120,11 @@ def write_curves(source: Path, folder: Path) -> list[Path]:
 
 def score_plots(folder: Path, sizes: list[str]) -> list[tuple[str, str, str]]:
     """Returns (size, what it shows, data URI) of evaluate's plots."""
-    kinds = {"scores": "scores against the number of steps", "tasks": "score per task"}
+    kinds = {
+        "scores": "scores against the number of steps",
+        "tasks": "score per task",
+        "schedule": "search of the times: score against the new time, one panel per step count",
+    }
     paths = [(size, words, folder / f"{kind}-{size}.png") for size in sizes for kind, words in kinds.items()]
     return [(size, words, pages.embedded(path)) for size, words, path in paths if path.is_file()]
 
@@ -235,8 +239,11 @@ def protocol_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("prompts", str(len(protocol["prompts"]))))
     rest = {key: value for key, value in protocol.items() if key not in ("prompts", "student")}
     facts += [(key.replace("_", " "), str(value)) for key, value in flat(rest).items()]
-    times = protocol["student"]["times"].items()
-    facts += [(f"times, {steps} step" + "s" * (steps != "1"), ", ".join(f"{t:g}" for t in ts)) for steps, ts in times]
+    facts += [
+        (f"times, {size}, {steps} step" + "s" * (steps != "1"), ", ".join(f"{t:g}" for t in times))
+        for size, result in results.items()
+        for steps, times in result["times"].items()
+    ]
     return [*facts, *((f"student {key}", str(protocol["student"][key])) for key in ("guidance", "sigma_d"))]
 
 

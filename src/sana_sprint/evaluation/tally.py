@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
@@ -34,6 +36,14 @@ def by_task(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str,
         "overall": plain(metrics.average(list(tasks.values()))),
         "tasks": {name: plain(e) | {"n": len(parts["task"][name])} for name, e in tasks.items()},
     } | {name: plain(e) for name, e in groups.items()}
+
+
+def mean(prompts: Sequence[Prompt], marks: Sequence[float]) -> Estimate:
+    """Returns the mean over tasks of the mean mark of each task's prompts, as "overall" is."""
+    tasks: dict[str, list[float]] = defaultdict(list)
+    for prompt, mark in zip(prompts, marks, strict=True):
+        tasks[prompt.task].append(mark)
+    return metrics.average([metrics.mean(torch.tensor(values, dtype=torch.float64)) for values in tasks.values()])
 
 
 def plain(estimate: Estimate) -> dict[str, float]:

@@ -88,9 +88,13 @@ def frechet_estimate(reference: Tensor, generated: Tensor, groups: int = 20) -> 
     return Estimate(value, float((len(kept) - 1) ** 0.5 * parts.double().std(correction=0)))
 
 
-def clip_score(images: Tensor, texts: Tensor) -> Estimate:
-    """Returns the mean of 100 max(cos(image, text), 0) over pairs of rows (CLIPScore, arXiv:2104.08718, eq.
-    1, with the weight 100 that the generation literature reports).
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """Returns 100 max(cos(image, text), 0) of each pair of rows (N,) (CLIPScore, arXiv:2104.08718, eq. 1, with the
+    weight 100 that the generation literature reports).
     """
-    cosine = torch.nn.functional.cosine_similarity(images.double(), texts.double(), dim=1)
-    return mean(100 * cosine.clamp(min=0))
+    return 100 * torch.nn.functional.cosine_similarity(images.double(), texts.double(), dim=1).clamp(min=0)
+
+
+def clip_score(images: Tensor, texts: Tensor) -> Estimate:
+    """Returns the mean of `clip_scores` (arXiv:2104.08718)."""
+    return mean(clip_scores(images, texts))

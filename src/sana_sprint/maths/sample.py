@@ -18,14 +18,20 @@ def consistency(F: Velocity, noises: Sequence[Tensor], times: Sequence[float], s
     when their number does not fit the times."""
     if len(noises) != len(times) - 1:
         raise ValueError(f"{len(times) - 1} steps need as many noises, got {len(noises)}")
-    t = torch.tensor(times, dtype=noises[0].dtype, device=noises[0].device)
-    x = noises[0] * sigma_d
-    for step, noise in enumerate(noises):
-        t_B = t[step].expand(len(x))
-        if step:
-            x = t[step].cos() * x + t[step].sin() * sigma_d * noise
-        x = trigflow.denoise(x, F(x / sigma_d, t_B), t_B, sigma_d)
-    return x / sigma_d
+    x_0 = None
+    for noise, t in zip(noises, times, strict=False):
+        x_0 = consistency_step(F, x_0, noise, t, sigma_d)
+    assert x_0 is not None
+    return x_0 / sigma_d
+
+
+def consistency_step(F: Velocity, x_0: Tensor | None, noise: Tensor, time: float, sigma_d: float) -> Tensor:
+    """Returns the x_0 that a step at time t makes of the one before: that of x_t = cos t x_0 + sin t sigma_d z, or of
+    x_t = sigma_d z where there is none before. All of scale sigma_d but the noise z."""
+    t = torch.tensor(time, dtype=noise.dtype, device=noise.device)
+    x = noise * sigma_d if x_0 is None else t.cos() * x_0 + t.sin() * sigma_d * noise
+    t_B = t.expand(len(x))
+    return trigflow.denoise(x, F(x / sigma_d, t_B), t_B, sigma_d)
 
 
 def ode(F: Velocity, noise: Tensor, times: Sequence[float], sigma_d: float) -> Tensor:

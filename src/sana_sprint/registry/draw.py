@@ -74,7 +74,7 @@ def picture(folder: Path, prompt: str, steps: int, seed: int, guidance: float | 
     """Returns the picture that the pipeline of `folder` makes of a prompt, the same as the registered model
     makes. Raises ValueError for a step count without a time list.
     """
-    sampling = storage.read_json(folder / "sampling.json")
+    sampling = sampling_of(folder)
     times = sampling["times"].get(str(steps))
     if times is None:
         known = ", ".join(sorted(sampling["times"], key=int))
@@ -101,6 +101,16 @@ def picture(folder: Path, prompt: str, steps: int, seed: int, guidance: float | 
         complex_human_instruction=sampling["instruction"] or None,
     ).images
     return images[0]
+
+
+def sampling_of(folder: Path) -> dict[str, Any]:
+    """Returns how a pipeline's folder wants to be sampled: its sampling.json, for a student of this repository with the
+    times of its schedule once there are some; a registered folder holds them already."""
+    sampling: dict[str, Any] = storage.read_json(folder / "sampling.json")
+    schedule = folder.parent.parent / "schedule" / f"{folder.name}.json"
+    if folder.parent.name == STUDENTS.name and schedule.is_file():
+        sampling |= {"times": storage.read_json(schedule)["times"]}
+    return sampling
 
 
 def loaded(folder: Path) -> Any:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mlflow.tracking import MlflowClient
 
-UPSTREAM = ("prepare", "foundation", "encode", "teacher", "prune", "convert", "distill", "evaluate")
+UPSTREAM = ("prepare", "foundation", "encode", "teacher", "prune", "convert", "distill", "schedule", "evaluate")
 
 
 PARAM_LENGTH_MAX, METRIC_LENGTH_MAX = 6000, 250  # of MLflow: a param's value, a metric's name

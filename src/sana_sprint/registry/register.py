@@ -91,23 +91,26 @@ def _link(source: str, target: str) -> str:
 
 
 @contextmanager
-def with_card(student: Path, text: str, place: Path) -> Iterator[Path]:
-    """Yields a copy of the student's folder (hard links where the disk allows) with the card as its
-    README.md; the student itself, an output that DVC watches, stays as it is. MLflow names the artefact
-    after the last part of `place`, whose parent is removed afterwards.
+def with_card(student: Path, text: str, sampling: Mapping[str, Any], place: Path) -> Iterator[Path]:
+    """Yields a copy of the student's folder (hard links where the disk allows) with the card as its README.md and
+    `sampling`, which knows the schedule, as its sampling.json; the student itself, an output that DVC watches, stays as
+    it is. MLflow names the artefact after the last part of `place`, whose parent is removed afterwards.
     """
     shutil.rmtree(place.parent, ignore_errors=True)
-    shutil.copytree(student, place, copy_function=_link, ignore=shutil.ignore_patterns("README.md"))
+    own = shutil.ignore_patterns("README.md", "sampling.json")
+    shutil.copytree(student, place, copy_function=_link, ignore=own)
     try:
         (place / "README.md").write_text(text)
+        storage.write_json(place / "sampling.json", sampling)
         yield place
     finally:
         shutil.rmtree(place.parent, ignore_errors=True)
 
 
-def existing(server: MlflowClient, name: str, weights_digest: str) -> str | None:
-    """Returns the newest version of `name` with these weights, or None."""
-    found = server.search_model_versions(f"name = '{name}' and tags.weights_digest = '{weights_digest}'")
+def existing(server: MlflowClient, name: str, digests: Mapping[str, str]) -> str | None:
+    """Returns the newest version of `name` with these digests of weights and sampling, or None."""
+    wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in digests.items())
+    found = server.search_model_versions(f"name = '{name}' and {wanted}")
     return max((str(version.version) for version in found), key=int, default=None)
 
 
@@ -160,34 +163,36 @@ def _example(evaluation: Mapping[str, Any]) -> str:
 
 
 def _checked(student: Path, scores: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns evaluate's JSON and sampling.json. Raises ValueError for what is missing."""
+    """Returns evaluate's JSON, and sampling.json with the times that were evaluated. Raises ValueError for what is
+    missing."""
     evaluation, sampling = storage.read_json(scores), storage.read_json(student / "sampling.json")
-    absent = [key for key in ("protocol", "protocol_digest", "size", "scores") if key not in evaluation]
+    absent = [key for key in ("protocol", "protocol_digest", "size", "times", "scores") if key not in evaluation]
     if absent:
         raise ValueError(f"{scores}: keys {absent} are missing; run `dvc repro evaluate` again")
     if not (student / "model_index.json").is_file():
         raise ValueError(f"{student}: no model_index.json, so no diffusers pipeline; run `dvc repro distill` again")
-    return evaluation, sampling
+    return evaluation, sampling | {"times": evaluation["times"]}
 
 
 def register(student: Path, scores: Path, params: Register, run: track.Run) -> dict[str, Any]:
     """Returns the registration: model name, version, whether it is new, URI, digests and lineage. Weights
-    that are registered already get no second version; their scores and the alias `challenger` are brought up
-    to date.
+    that are registered already with the same sampling get no second version; their scores and the alias
+    `challenger` are brought up to date.
     """
     evaluation, sampling = _checked(student, scores)
     root = lineage.repository()
-    name, digest = model_name(params, evaluation["size"]), storage.digest(student)
-    server = store.client(run.uri)
-    tags = score_tags(evaluation) | {"licence": params.licence, "weights_digest": digest}
-    version = existing(server, name, digest)
+    name, server = model_name(params, evaluation["size"]), store.client(run.uri)
+    digests = {"weights_digest": storage.digest(student), "sampling_digest": storage.digest_of(sampling)}
+    tags = score_tags(evaluation) | {"licence": params.licence} | digests
+    version = existing(server, name, digests)
     known = version is not None
     if version is None:
         run_ids = lineage.run_ids(server, run.run_id, evaluation["size"], config.read(_profile_file(root)))
         origin = lineage.git_tags(root) | lineage.digests(root) | run_ids
         origin |= {"run_parent": run.parent_id, "run_register": run.run_id}
         text = card.write(params, evaluation, sampling, origin, _trained(server, run_ids))
-        with with_card(student, text, root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline") as folder:
+        place = root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline"
+        with with_card(student, text, sampling, place) as folder:
             model_id = _logged_model(folder, _example(evaluation), sampling, tags | origin, run)
         tags |= origin | {"model_id": model_id, "profile": config.profile(root)}
         version = _new_version(server, name, model_id, tags, params.description, run)

@@ -25,22 +25,28 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
         warn_of_cut_groups(job.params, share)
     while True:
         source = checkpoints.newest(job.checkpoints, job.key)
-        state = checkpoints.state(source) if source else {"iteration": 0, "attempt": 0}
-        attempt = max(returns, state["attempt"])
+        attempt = max(returns, checkpoints.state(source)["attempt"] if source else 0)
         if share.rank == 0 and source:
             sys.stdout.write(f"distill {job.size}: going on from {source}\n")
         try:
-            train(job, share, source, state["iteration"], attempt, strategy())
+            train(job, share, source, attempt, strategy())
             return
         except checkpoints.Stopped:
             return
         except health.Ill as ill:
             returns = attempt + 1
-            if returns > job.params.health.returns_max:
-                tries = f"{returns} time" + "s" * (returns > 1)
-                raise health.Ill(f"ill {tries}, given up: {ill}") from None
-            if share.rank == 0:
-                sys.stdout.write(f"distill {job.size}: {ill}\ndistill {job.size}: return {returns}, other draws\n")
+            go_back(job, share, ill, returns)
+
+
+def go_back(job: Job, share: draws.Share, ill: health.Ill, returns: int) -> None:
+    """Makes ready for a return: checkpoints that hold the fault already go. Raises `health.Ill` after too many."""
+    if returns > job.params.health.returns_max:
+        tries = f"{returns} time" + "s" * (returns > 1)
+        raise health.Ill(f"ill {tries}, given up: {ill}") from None
+    if ill.proved is not None:
+        checkpoints.forget_after(job.checkpoints, ill.proved)
+    if share.rank == 0:
+        sys.stdout.write(f"distill {job.size}: {ill}\ndistill {job.size}: return {returns}, other draws\n")
 
 
 def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:
@@ -56,16 +62,15 @@ def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:
         )
 
 
-def train(
-    job: Job, share: draws.Share, source: Path | None, start: int, attempt: int, strategy: dict[str, Any]
-) -> None:
-    """Runs the iterations after `start` with the draws of `attempt`."""
+def train(job: Job, share: draws.Share, source: Path | None, attempt: int, strategy: dict[str, Any]) -> None:
+    """Runs the iterations after those of the checkpoint `source`, or all, with the draws of `attempt`."""
     import lightning as L
     from torch.utils.data import DataLoader
 
     turns, p = job.params.turns, job.params
-    module, data, drawn = pieces(job, share, attempt)
-    watch = health.Health(p)
+    state = checkpoints.state(source) if source else None
+    start, watch = state["iteration"] if state else 0, health.Health(p, state)
+    module, data, drawn = pieces(job, share, attempt, watch)
     curves = callbacks.Curves(job.curves, job.recorder, turns * p.log_every, turns * start, lambda _: watch.values)
     keep = saving.Checkpoints(job.checkpoints, source, job.key, p, watch)
     progress = callbacks.Progress(f"distill {job.size}", turns * p.iterations, turns * start)
@@ -84,7 +89,9 @@ def train(
     trainer.fit(module, DataLoader(data, batch_size=None, sampler=range(turns * start, turns * p.iterations)))
 
 
-def pieces(job: Job, share: draws.Share, attempt: int) -> tuple[distill.Distillation, batches.Pairs, grids.Grids]:
+def pieces(
+    job: Job, share: draws.Share, attempt: int, watch: health.Health
+) -> tuple[distill.Distillation, batches.Pairs, grids.Grids]:
     """Returns module, batches and grid callback of a job."""
     from sana_sprint.data.loader import Latents
     from sana_sprint.models import bundle
@@ -97,4 +104,4 @@ def pieces(job: Job, share: draws.Share, attempt: int) -> tuple[distill.Distilla
     data = batches.Pairs(latents, params.global_batch, draws.seed(params.seed, attempt), steps, share)
     shown = Latents(job.latents, "eval")
     text = Text(*shown.text(shown.batch(0, min(grids.SHOWN, len(shown)), 0)))
-    return module, data, grids.Grids(job, bundle.load_vae(job.trigflow), text, tuple(latents.x.shape[1:]))
+    return module, data, grids.Grids(job, bundle.load_vae(job.trigflow), text, tuple(latents.x.shape[1:]), watch)

@@ -95,17 +95,24 @@ class Curves(L.Callback):
             for name, points in storage.read_json(path).items():
                 self.points[name] = [p for p in points if p[0] <= start]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes down what is known before the first step."""
+        if trainer.is_global_zero:
+            self.take(self.values(trainer), 0)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes down the metrics of a step."""
         step = batch["step"] + 1
-        if not trainer.is_global_zero or step % self.every:
-            return
-        values = self.values(trainer)
+        if trainer.is_global_zero and step % self.every == 0:
+            self.take(self.values(trainer), step)
+
+    def take(self, values: dict[str, float], step: int) -> None:
+        """Keeps and records the metrics of a step."""
         for name, value in values.items():
             self.points[name].append([step, value])
-        if self.recorder:
+        if self.recorder and values:
             self.recorder.metrics(values, step)
 
     def last(self) -> dict[str, float]:

@@ -33,6 +33,23 @@ def best(folder: Path) -> Path | None:
     return max(scored)[1] if scored else None
 
 
+def until(folder: Path, iteration: int) -> Path | None:
+    """Returns the newest checkpoint of no later iteration, or None."""
+    return max((p for p in folder.glob("step-*") if number(p) <= iteration), default=None)
+
+
+def forget_after(folder: Path, iteration: int) -> None:
+    """Removes the checkpoints of later iterations, which hold a fault that showed only afterwards."""
+    for path in folder.glob("step-*"):
+        if number(path) > iteration:
+            shutil.rmtree(path, ignore_errors=True)  # all workers may be at it
+
+
+def number(path: Path) -> int:
+    """Returns the iteration of a checkpoint by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def newest(folder: Path, key: str) -> Path | None:
     """Returns the newest whole checkpoint of this key, or None. Broken ones are named and skipped; those of another
     key belong to other params or inputs and are removed."""

@@ -38,8 +38,8 @@ class Grids(L.Callback):
     """Draws the averaged student every `grid_every` iterations into the job's folder and recorder, a row per step
     count; logs how much its one-step latents differ, and the job's quick score."""
 
-    def __init__(self, job: Job, vae: AutoencoderDC, text: Text, shape: tuple[int, ...]) -> None:
-        self.job, self.vae, self.text = job, vae, text
+    def __init__(self, job: Job, vae: AutoencoderDC, text: Text, shape: tuple[int, ...], watch: health.Health) -> None:
+        self.job, self.vae, self.text, self.watch = job, vae, text, watch
         generator = torch.Generator().manual_seed(0)
         self.noises = [torch.randn(len(text), *shape, generator=generator) for _ in range(int(STEPS[-1]))]
 
@@ -56,6 +56,19 @@ class Grids(L.Callback):
         """Returns the grid of latents."""
         return tiled([pixels(self.vae.to(x_0.device), x_0) for x_0 in latents])
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
+        """Scores the undistilled student, before the first step of a run that begins."""
+        if not self.watch.resumed:
+            self.watch.begin(self.scores(trainer, pl_module, 0))
+
+    def scores(self, trainer: L.Trainer, module: Distillation, iteration: int) -> dict[str, float]:
+        """Returns the averaged student's quick scores by metric, {} without a scorer, and says them."""
+        found = self.job.scorer(module.averaged.transformer) if self.job.scorer else {}
+        if found and trainer.is_global_zero:
+            words = "  ".join(f"{steps} {score:.3f}" for steps, score in found.items())
+            sys.stdout.write(f"distill {self.job.size}  iteration {iteration}  quick score by steps: {words}\n")
+        return {f"score/{steps}_step": score for steps, score in found.items()}
+
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: Distillation, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -68,14 +81,10 @@ class Grids(L.Callback):
             pl_module.log(health.DIVERSITY, latents[0].std(0).mean())
         if not all(x_0.isfinite().all() for x_0 in latents):
             return  # no picture; health reads the diversity and stops the run
-        scores = self.job.scorer(pl_module.averaged.transformer) if self.job.scorer else {}
-        pl_module.log_dict({f"score/{steps}_step": score for steps, score in scores.items()})
+        pl_module.log_dict(self.scores(trainer, pl_module, iteration))
         if trainer.is_global_zero:
             with callbacks.despite_full_disk(f"grid of iteration {iteration}"):
                 self.write(self.draw(latents), iteration)
-            if scores:
-                words = "  ".join(f"{steps} {score:.3f}" for steps, score in scores.items())
-                sys.stdout.write(f"distill {self.job.size}  iteration {iteration}  quick score by steps: {words}\n")
 
     def write(self, grid: Image.Image, iteration: int) -> None:
         """Writes a grid and records it."""

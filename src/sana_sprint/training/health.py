@@ -25,7 +25,12 @@ SCORE = "score"
 
 
 class Ill(ValueError):  # noqa: N818  a state of the run, worded as a sentence
-    """What is wrong, its likely cause and the remedy, in one line."""
+    """What is wrong, its likely cause and the remedy, in one line. `proved` is the last iteration whose grid was good,
+    where a grid is what told: checkpoints after it hold the fault already."""
+
+    def __init__(self, sentence: str, proved: int | None = None) -> None:
+        super().__init__(sentence)
+        self.proved = proved
 
 
 def on_all_workers(values: dict[str, float]) -> dict[str, float]:
@@ -42,17 +47,25 @@ def on_all_workers(values: dict[str, float]) -> dict[str, float]:
 class Health(L.Callback):
     """Judges every step by its metrics, logs what the step does not know of itself, and raises `Ill`."""
 
-    def __init__(self, params: Distill) -> None:
+    def __init__(self, params: Distill, state: dict[str, Any] | None = None) -> None:
+        """`state` is that of the checkpoint from which the run goes on."""
         self.params, self.limits = params, params.health
         self.ill_since: dict[str, int] = {}
         self.values: dict[str, float] = {}
-        self.best = 0.0  # mean quick score of this attempt
+        self.resumed = state is not None
+        self.best = state["best_score"] if state else 0.0  # mean of a grid, that of the undistilled student included
+        self.proved = state["proved"] if state else 0  # last iteration whose grid was good
         self.measured = (0, 0.0)  # iteration and instant of the last images_per_s
 
     @property
     def well(self) -> bool:
         """Whether no fault is running: a checkpoint of this moment is a good one."""
         return not self.ill_since
+
+    def begin(self, scores: dict[str, float]) -> None:
+        """Takes the quick scores of the student before its first step: a run must not fall far below them."""
+        self.values = on_all_workers(scores)
+        self.best = sum(self.values.values()) / max(len(self.values), 1)
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
         """Logs the gradient norm per block of the student, where BLOCKS asks for it."""
@@ -119,7 +132,10 @@ class Health(L.Callback):
         for name, since in self.ill_since.items():
             lasted = iteration - since + 1
             if name in (DIVERSITY, SCORE) or lasted >= patience:
-                raise Ill(faults[name].format(lasted=f"for {lasted} iterations"))
+                sentence = faults[name].format(lasted=f"for {lasted} iterations")
+                raise Ill(sentence, self.proved if name in (DIVERSITY, SCORE) else None)
+        if iteration % self.params.grid_every == 0:
+            self.proved = iteration
 
     def faults(self) -> dict[str, str]:
         """Returns the faults of this moment: metric to sentence, in which {lasted} stands for how long."""
@@ -143,6 +159,12 @@ class Health(L.Callback):
                 f"the heads lose: their accuracy stays below {low:g} {{lasted}} (now {accuracy:.3f}); "
                 "raise distill.heads.optimizer.lr or lower distill.ladd_weight"
             )
+        deviation = values.get("student/sample_std", 1.0)
+        if deviation > limits.sample_std_max:
+            found["student/sample_std"] = (
+                f"the deviation of the student's latents stays above {limits.sample_std_max:g} {{lasted}} (now "
+                f"{deviation:.3g}, that of data is 1): it draws noise; lower distill.student.lr or distill.ladd_weight"
+            )
         if values.get(DIVERSITY, 1.0) < limits.diversity_min:
             found[DIVERSITY] = (
                 f"all captions give nearly one picture: the grid's diversity is {values[DIVERSITY]:.3g}, below "
@@ -152,7 +174,7 @@ class Health(L.Callback):
         scores = [value for name, value in values.items() if name.startswith("score/")]
         score = sum(scores) / max(len(scores), 1)
         self.best = max(self.best, score)
-        if score < limits.score_kept_min * self.best:
+        if scores and score < limits.score_kept_min * self.best:
             found[SCORE] = (
                 f"the quick score fell from {self.best:.3f} to {score:.3f}: the student forgets what it could draw; "
                 "lower distill.student.lr, distill.ladd_weight or distill.time.mean"

@@ -36,16 +36,14 @@ def save(
     folder: Path,
     module: Distillation,
     optimizers: list[torch.optim.Optimizer],
-    iteration: int,
-    key: str,
+    state: dict[str, Any],
     keep: int,
-    scores: dict[str, float],
     shards: Path | None = None,
 ) -> Path:
-    """Writes the checkpoint of a finished iteration and removes all but the newest `keep` and the best by mean
-    score; returns its path. Of sharded networks the files lie in `shards`, written by all workers."""
-    path = folder / f"step-{iteration:07d}"
-    content = {"iteration": iteration, "attempt": module.attempt, "key": key, "scores": scores}
+    """Writes the checkpoint of a finished iteration, with `state` in its checkpoint.json, and removes all but the
+    newest `keep`, the newest that a good grid has proved, and the best by mean score; returns its path. Of sharded
+    networks the files lie in `shards`, written by all workers."""
+    path = folder / f"step-{state['iteration']:07d}"
     with storage.whole_folder(path) as unfinished:
         if shards:
             for file in shards.iterdir():
@@ -54,8 +52,9 @@ def save(
         else:
             write(unfinished, module, optimizers)
         files = {file.name: storage.digest(file) for file in sorted(unfinished.iterdir())}
-        storage.write_json(unfinished / checkpoints.STATE, content | {"files": files})
-    for old in sorted(set(sorted(folder.glob("step-*"))[:-keep]) - {checkpoints.best(folder)}):
+        storage.write_json(unfinished / checkpoints.STATE, state | {"files": files})
+    kept = {checkpoints.best(folder), checkpoints.until(folder, state["proved"])}
+    for old in sorted(set(sorted(folder.glob("step-*"))[:-keep]) - kept):
         shutil.rmtree(old)
     return path
 
@@ -133,5 +132,6 @@ class Checkpoints(L.Callback):
             curves.save()
         drawn = iteration % self.params.grid_every == 0  # else the scores are those of an earlier student
         scores = {n: v for n, v in self.health.values.items() if drawn and n.startswith("score/")}
-        keep = self.params.keep_checkpoints
-        save(self.folder, module, trainer.optimizers, iteration, self.key, keep, scores, shards)
+        state = {"iteration": iteration, "attempt": module.attempt, "key": self.key, "scores": scores}
+        state |= {"best_score": self.health.best, "proved": self.health.proved}
+        save(self.folder, module, trainer.optimizers, state, self.params.keep_checkpoints, shards)

@@ -1,0 +1,155 @@
+"""Times are found greedily where the score is best, on captions that evaluate does not ask, from pictures that are the
+sampler's own."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sana_sprint import config
+from sana_sprint.data import manifest
+from sana_sprint.evaluation import generate, plots, protocol, schedule
+from sana_sprint.maths import sample, trigflow
+from sana_sprint.maths.metrics import Estimate
+from sana_sprint.models import networks
+from tests.evaluation.conftest import EVALUATE, SAMPLING
+
+PARAMS = config.Schedule(
+    seed=2,
+    prompts_per_task=2,
+    first=[1.5708, 1.55],
+    later=[round(0.1 * k, 1) for k in range(1, 15)],
+    baseline={"1": [1.5708, 0.0], "2": [1.5683, 1.3, 0.0]},
+)
+WANTED = (1.0, 0.4, 1.3)  # in the order of what they are worth
+
+
+def worth(times):
+    """The more of what is wanted has a time near it, the better."""
+    weights = (1.0, 0.5, 0.25)
+    return Estimate(-sum(w * min(abs(t - one) for t in times) for w, one in zip(weights, WANTED, strict=True)), 0.0)
+
+
+def test_every_time_is_put_where_it_helps_most_and_lists_hold_shorter_ones():
+    curves = schedule.search(worth, PARAMS, 4)
+    lists = [schedule.best(trials).times for trials in curves]
+    assert lists == [(1.55,), (1.55, 1.0), (1.55, 1.0, 0.4), (1.55, 1.3, 1.0, 0.4)]
+    assert [len(trials) for trials in curves] == [2, 14, 13, 12]
+
+
+def test_the_middle_of_a_good_stretch_wins_over_a_lucky_point():
+    def score(times):
+        return Estimate({0.2: 0.6, 0.8: 0.5, 0.9: 0.55, 1.0: 0.5}.get(times[-1], 0.3), 0.0)
+
+    first, second = schedule.search(score, PARAMS, 2)
+    assert schedule.best(second).times[1] == 0.9
+    smooth = {trial.new: trial.smoothed for trial in second}
+    assert smooth[0.9] == pytest.approx((0.5 + 2 * 0.55 + 0.5) / 4)
+    assert smooth[0.1] == pytest.approx((0.6 + 2 * 0.3) / 3)  # an end has one neighbour
+    assert schedule.best(first).times == (1.5708,)  # of equals the higher
+
+
+def test_a_search_without_times_left_says_so():
+    params = PARAMS.model_copy(update={"later": [1.5, 1.4, 1.3], "first": [1.35]})
+    with pytest.raises(ValueError, match=r"schedule\.later: no time is left to put below \(1\.35, 1\.3\)"):
+        schedule.search(worth, params, 3)
+
+
+@pytest.fixture(scope="module")
+def student(sprint_folder):
+    return generate.load(sprint_folder, SAMPLING, 0.5)
+
+
+@pytest.fixture(scope="module")
+def prompts(raw):
+    return protocol.prompts(manifest.read(raw, "train"), EVALUATE)[:7]
+
+
+@torch.inference_mode()
+def drawn_at_once(student, prompts, times):
+    text = student.text([p.caption for p in prompts])
+    guidance_B = torch.full((len(text),), SAMPLING.guidance)
+    F = trigflow.from_flow(networks.flow_velocity(student.pipe.transformer, text, guidance_B))
+    noises = generate.noises(student, prompts, len(times), 3)
+    return student.decode(sample.consistency(F, noises, [*times, 0.0], 0.5))
+
+
+def test_pictures_are_those_of_the_sampler_in_whatever_order_lists_come(student, prompts):
+    draws = schedule.Draws(student, prompts, 3, 7)
+    lists = [(1.5,), (1.5, 0.9), (1.5, 0.3), (1.5, 1.2, 0.9), (1.5, 0.9, 0.2), (1.2, 0.9), (1.5, 1.2, 0.9, 0.1), (1.5,)]
+    for times in lists * 2:
+        assert np.array_equal(draws.pictures(times), drawn_at_once(student, prompts, times)), times
+        assert len(draws.kept) <= schedule.PREFIXES_KEPT
+
+
+def test_a_list_that_goes_on_from_the_last_costs_one_step(student, prompts, monkeypatch):
+    calls = []
+    original = sample.consistency_step
+    monkeypatch.setattr(sample, "consistency_step", lambda *a: calls.append(a[3]) or original(*a))
+    draws = schedule.Draws(student, prompts, 3, 7)
+    draws.pictures((1.5, 0.9, 0.4))
+    for time in (0.3, 0.2, 0.1):
+        draws.pictures((1.5, 0.9, time))
+    assert calls == [1.5, 0.9, 0.4, 0.3, 0.2, 0.1]
+
+
+@pytest.fixture(scope="module")
+def found(folders):
+    return run(folders)
+
+
+def run(folders, judge="scenes"):
+    student = schedule.Student(folders.student, folders.raw, folders.judge)
+    params = PARAMS.model_copy(update={"later": [1.3, 0.8, 0.4]})
+    return schedule.run(params, EVALUATE.model_copy(update={"judge": judge}), SAMPLING, 0.5, student)
+
+
+def test_the_result_has_lists_for_every_step_count_and_gains_over_the_baseline(found, folders, tmp_path):
+    assert set(found["times"]) == {"1", "2", "3", "4"}
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps(found))
+    assert schedule.sampling_by(path, SAMPLING).times == found["times"]
+    assert set(found["gains"]) == {"1", "2"}
+    for gain in found["gains"].values():
+        assert gain["gain"]["value"] == pytest.approx(gain["found"]["value"] - gain["baseline"]["value"], abs=1e-6)
+    assert [len(trials) for trials in found["trials"].values()] == [2, 3, 2, 1]
+    assert run(folders) == found
+
+
+def test_a_gain_is_paired_by_prompt(prompts):
+    gain = schedule.gain(prompts, [1.0, 0.0] * 3 + [1.0], [1.0, 0.0] * 3 + [1.0])
+    assert gain["gain"] == {"value": 0.0, "se": 0.0}
+    assert gain["found"] == gain["baseline"]
+    assert gain["found"]["se"] > 0
+
+
+def test_captions_are_none_of_evaluates_where_a_task_has_others_and_the_check_has_its_own(raw):
+    rows, shared = schedule.training_rows(raw, EVALUATE)
+    tried, checked = schedule.prompts(rows, PARAMS, EVALUATE)
+    asked = {p.caption for p in protocol.prompts(manifest.read(raw, "eval"), EVALUATE)}
+    both = {p.caption for p in (*tried, *checked)}
+    alone = {p.task for p in (*tried, *checked) if p.caption not in asked}
+    assert len(alone) >= 4
+    assert {p.task for p in (*tried, *checked) if p.caption in asked}.isdisjoint(alone)
+    assert len(both & asked) <= shared
+    assert {p.index for p in tried}.isdisjoint(p.index for p in checked)
+    assert {p.key for p in tried}.isdisjoint(p.key for p in checked)
+    assert {p.task for p in tried} == {p.task for p in checked}
+
+
+def test_without_a_judge_of_right_and_wrong_the_clip_score_is_searched(folders):
+    found = run(folders, judge="none")
+    assert found["measure"] == "clip_score"
+    assert 0 <= found["gains"]["1"]["found"]["value"] <= 100
+
+
+def test_too_few_training_captions_are_told_of(raw):
+    with pytest.raises(ValueError, match="too few training captions"):
+        schedule.prompts(manifest.read(raw, "train")[:1], PARAMS, EVALUATE)
+
+
+def test_the_plot_is_a_png_and_the_same_twice(found, tmp_path):
+    for name in ("a.png", "b.png"):
+        plots.schedule(json.loads(json.dumps(found)), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
