@@ -1,6 +1,6 @@
 """Stage evaluate: params evaluate, sampling, trigflow; data/models/{student/<size>, schedule/<size>.json,
 trigflow/<size>, teacher, judge}, data/raw -> data/metrics/evaluate/<size>.json, data/grids/<size>,
-data/plots/{scores,tasks}-<size>.png.
+data/plots/{scores,tasks,pareto}-<size>.png.
 """
 
 import argparse
@@ -37,9 +37,11 @@ def main() -> None:
         evaluate.write_grids(outcome, grids)
         plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))
         plots.tasks(outcome.result, Path(f"data/plots/tasks-{size}.png"))
+        plots.pareto(outcome.result, Path(f"data/plots/pareto-{size}.png"))
         storage.write_json(Path(f"data/metrics/evaluate/{size}.json"), outcome.result)
         run.metrics(evaluate.headline(outcome.result))
-        for path in (*sorted(grids.glob("*.png")), *sorted(Path("data/plots").glob(f"*-{size}.png"))):
+        shown = [Path(f"data/plots/{kind}-{size}.png") for kind in ("scores", "tasks", "pareto")]
+        for path in (*sorted(grids.glob("*.png")), *shown):
             run.picture(Image.open(path), f"evaluate/{path.stem}")
 
 

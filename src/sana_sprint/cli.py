@@ -1,59 +1,30 @@
-"""The console command `sana-sprint`: generate, promote, rollback, history, use, recover, summary.
-
-Every fault of the user ends in one line on stderr and exit code 1. Frameworks are imported by the command
-that needs them.
-"""
+"""The console command `sana-sprint`: generate, promote, rollback, history, use, recover, summary, and of cli_scores
+sample, score, compare. Frameworks are imported by the command that needs them."""
 
 from __future__ import annotations
 
-import functools
-import os
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sana_sprint import config, recovery, storage
+from sana_sprint import cli_scores, config, console, recovery, storage
+from sana_sprint.console import command
 from sana_sprint.registry import lineage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mlflow.tracking import MlflowClient
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = console.app
+__all__ = ["app", "cli_scores", "main"]  # cli_scores adds its commands to app
 SCORES = Path("data/metrics/evaluate")
 REGISTRATIONS = Path("data/reports/registration")
 REPORT, GRIDS = Path("data/reports/index.html"), Path("data/grids")
 Size = Annotated[str | None, typer.Option(help="Student size, such as small or base.")]
 Name = Annotated[str | None, typer.Argument(help="Registered model; default: the profile's model of --size.")]
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Returns the command with its faults told in one line. SANA_SPRINT_TRACEBACK=1 shows the traceback."""
-
-    @functools.wraps(function)
-    def told(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            _end(error)
-        except Exception as error:
-            if not type(error).__module__.startswith("mlflow"):  # its exceptions, without its import
-                raise
-            _end(error)
-
-    return app.command(name=function.__name__)(told)
-
-
-def _end(error: Exception) -> None:
-    if os.environ.get("SANA_SPRINT_TRACEBACK") == "1":
-        raise error
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-    raise typer.Exit(1)
 
 
 def _server() -> MlflowClient:
@@ -126,7 +97,7 @@ def promote(
     server = _server()
     verdict = gates.promote(server, _name(server, name, size), rules, version)
     rows = [[gate.name, gate.value, gate.bound, "holds" if gate.holds else "fails"] for gate in verdict.gates]
-    _table(f"{verdict.name} version {verdict.version}", ["gate", "value", "bound", "verdict"], rows)
+    console.table(f"{verdict.name} version {verdict.version}", ["gate", "value", "bound", "verdict"], rows)
     if not verdict.holds:
         stays = f"champion stays version {verdict.before}" if verdict.before else "there is still no champion"
         called = f"{verdict.name} version {verdict.version}"
@@ -159,7 +130,7 @@ def history(name: Name = None, size: Size = None) -> None:
         present = gates.version_of(server, model, gates.CHAMPION)
         title = f"{model}, champion: {'version ' + str(present.version) if present else 'none'}"
         rows = [[e["at"], e["action"], e["before"] or "none", e["version"], e["user"]] for e in events]
-        _table(title, ["at (UTC)", "action", "from version", "to version", "by"], rows)
+        console.table(title, ["at (UTC)", "action", "from version", "to version", "by"], rows)
 
 
 @command
@@ -197,18 +168,6 @@ def _source(profile: str, root: Path) -> None:
         typer.echo(f"{place.relative_to(root)}: put your pictures there before `dvc repro`")
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
 @command
 def recover() -> None:
     """Put right the files of DVC that a kill has cut; `dvc repro` then goes on."""
@@ -227,7 +186,7 @@ def summary() -> None:
     typer.echo(f"  picture grids  {root / GRIDS}")
     typer.echo(f"  MLflow store   {store.shown(store.tracking_uri(root))}\n")
     columns = ["size", "network", "steps", "score", "value"]
-    _table("scores, value ± standard error", columns, _score_rows(root))
+    console.table("scores, value ± standard error", columns, _score_rows(root))
     versions = [storage.read_json(file) for file in sorted((root / REGISTRATIONS).glob("*.json"))]
     for one in versions:
         typer.echo(f"registered: {one['name']} version {one['version']}, alias {one['alias']}")
@@ -274,7 +233,7 @@ def _prompt(root: Path) -> str:
         return "two red circles"
     from pyarrow import parquet
 
-    captions = parquet.read_table(manifest, columns=["caption"])["caption"]
+    captions = parquet.readconsole.table(manifest, columns=["caption"])["caption"]
     return str(captions[0].as_py()).replace('"', "'") if len(captions) else "two red circles"
 
 

@@ -412,7 +412,9 @@ class Evaluate(Section):
     judge: Literal["scenes", "classes", "none"]
     prompts_per_task: Positive
     batch: Positive
+    teacher_fewer_steps: list[Positive]  # of the teacher beside sampling.teacher_steps, for quality against time
     latency_runs: Positive
+    latency_batches: list[Positive] = Field(min_length=1)  # pictures at once, rising; peak memory is that of the last
 
 
 class Report(Section):
@@ -494,10 +496,13 @@ def parse(cls: type[S], name: str, path: Path) -> S:
     try:
         return cls.model_validate(sections[name])
     except ValidationError as error:
-        faults = "; ".join(
-            f"{name}.{'.'.join(str(p) for p in e['loc'])}: {e['msg']} (got {e['input']!r:.80})"
-            if e["type"] != "missing"
-            else f"{name}.{'.'.join(str(p) for p in e['loc'])}: missing"
-            for e in error.errors()
-        )
-        raise ValueError(f"{path}: {faults}") from None
+        raise ValueError(f"{path}: {faults(error, f'{name}.')}") from None
+
+
+def faults(error: ValidationError, before: str = "") -> str:
+    """Returns what is wrong in a content, key by key; `before` goes before each key."""
+    return "; ".join(
+        f"{before}{'.'.join(str(p) for p in e['loc'])}: "
+        + ("missing" if e["type"] == "missing" else f"{e['msg']} (got {e['input']!r:.80})")
+        for e in error.errors()
+    )

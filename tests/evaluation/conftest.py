@@ -29,7 +29,9 @@ SAMPLING = config.Sampling(
         "4": [1.5683, 1.3, 1.1, 0.6, 0.0],
     },
 )
-EVALUATE = config.Evaluate(seed=1, judge="scenes", prompts_per_task=4, batch=5, latency_runs=2)
+EVALUATE = config.Evaluate(
+    seed=1, judge="scenes", prompts_per_task=4, batch=5, teacher_fewer_steps=[2], latency_runs=2, latency_batches=[1, 3]
+)
 
 
 def train_judge(**changes) -> config.Judge:

@@ -12,7 +12,8 @@ from sana_sprint import storage
 from sana_sprint.evaluation import classifier, evaluate, generate, plots, protocol, sheets
 from tests.evaluation.conftest import EVALUATE, SAMPLING, train_judge
 
-MODELS = {"student": {"1", "2", "3", "4"}, "undistilled": {"1", "2", "3", "4"}, "teacher": {"3"}}
+FOUR = {"1", "2", "3", "4"}
+MODELS = {"student": FOUR, "undistilled": FOUR, "teacher": {"3"}, "teacher_fewer": {"2"}}
 
 
 def timeless(result):
@@ -29,14 +30,16 @@ def test_the_result_has_every_model_step_count_and_score(outcome):
             assert len(score["tasks"]) == 6
             assert all(set(part) == {"value", "se", "n"} for part in score["tasks"].values())
             assert all(set(score[k]) == {"value", "se"} for k in keys - {"tasks"})
-    assert {model: set(by_steps) for model, by_steps in result["latency"].items()} == {
-        "student": MODELS["student"],
-        "teacher": MODELS["teacher"],
-    }
-    timed = result["latency"]["student"]["1"]
-    assert set(timed) == {"p50_s", "p95_s", "images_per_s", "peak_memory_mb"}
+    timed_models = {model: set(by_steps) for model, by_steps in result["latency"].items()}
+    assert timed_models == {model: steps for model, steps in MODELS.items() if model != "undistilled"}
+    timed = result["latency"]["student"]["4"]
+    parts = {"text_encoder_s", "transformer_s", "decoder_s"}
+    rates = {"images_per_s_at_1", "images_per_s_at_3"}
+    assert set(timed) - {"energy_j"} == {"p50_s", "p95_s", "peak_memory_mb", *parts, *rates}
     assert 0 < timed["p50_s"] <= timed["p95_s"]
-    assert timed["images_per_s"] > 0
+    assert all(timed[name] > 0 for name in (*parts, *rates))
+    assert sum(timed[name] for name in parts) < 2 * timed["p95_s"]
+    assert timed["transformer_s"] > 2 * result["latency"]["student"]["1"]["transformer_s"]
     assert timed["peak_memory_mb"] > 50
     assert result["protocol_digest"] == protocol.digest(result["protocol"])
     assert result["times"] == SAMPLING.times
@@ -49,7 +52,10 @@ def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tm
 
 
 def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_anew(outcome, folders, monkeypatch):
-    (path,) = folders.cache.glob("*.npy")
+    paths = {len(list(folders.cache.glob("*.npy")))}
+    assert paths == {2}  # of the teacher at all its steps and at fewer
+    key = protocol.teacher_digest(outcome.result["protocol"], SAMPLING, storage.digest(folders.teacher))
+    path = folders.cache / f"teacher-{key[:24]}.npy"
     cached = np.load(path)
     drawn = []
     original = generate.Loaded.teacher
@@ -57,11 +63,11 @@ def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_ane
     court = evaluate.summon(EVALUATE, folders.judge, outcome.prompts)
     loaded = generate.load(folders.teacher, SAMPLING, 0.5)
     fresh = evaluate.Outcome(copy.deepcopy(outcome.result), outcome.prompts, {"teacher": {}}, {"teacher": {}})
-    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders)
-    assert 5 not in drawn  # latency alone: batches of 1 and 16
+    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders, "teacher")
+    assert 5 not in drawn  # latency alone: batches of 1 and 3
     assert timeless(fresh.result) == timeless(outcome.result)
     path.write_bytes(path.read_bytes()[:-100])
-    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders)
+    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders, "teacher")
     assert 5 in drawn
     assert np.array_equal(np.load(path), cached)
 
@@ -110,7 +116,7 @@ def test_grids_hold_the_shown_pictures_and_every_verdict(outcome, tmp_path):
 
 def test_plots_are_png_and_the_same_twice(outcome, tmp_path):
     result = json.loads(json.dumps(outcome.result))
-    for write in (plots.scores, plots.tasks):
+    for write in (plots.scores, plots.tasks, plots.pareto):
         write(result, tmp_path / "a.png")
         write(result, tmp_path / "b.png")
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

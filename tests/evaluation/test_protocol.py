@@ -85,6 +85,8 @@ def test_the_digest_changes_with_every_part_and_the_teachers_key_only_with_its_o
     own_times = protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge)
     assert own_times == base  # times belong to a student, which is scored with its own
     assert len({protocol.digest(p) for p in [base, *others.values()]}) == 5
-    key = protocol.teacher_digest(base, "w")
-    assert {n for n, p in others.items() if protocol.teacher_digest(p, "w") == key} == {"judge"}
-    assert protocol.teacher_digest(base, "other weights") != key
+    key = protocol.teacher_digest(base, SAMPLING, "w")
+    stronger = {"guidance": SAMPLING.model_copy(update={"teacher_guidance": 4.0})}
+    keys = {n: protocol.teacher_digest(p, stronger.get(n, SAMPLING), "w") for n, p in others.items()}
+    assert {n for n, other in keys.items() if other == key} == {"judge"}
+    assert protocol.teacher_digest(base, SAMPLING, "other weights") != key

@@ -40,6 +40,7 @@ def data(outcome, tmp_path, monkeypatch):
         storage.write_json(folder / f"metrics/evaluate/{size}.json", own.result)
         plots.scores(own.result, folder / f"plots/scores-{size}.png")
         plots.tasks(own.result, folder / f"plots/tasks-{size}.png")
+        plots.pareto(own.result, folder / f"plots/pareto-{size}.png")
     storage.write_json(folder / "metrics/teacher.json", {"loss": 0.25, "score": {"overall": 0.7}})
     curves = {"loss": [[k, 1 / k] for k in range(1, 200)], "grad_norm": [[10, 1.0], [20, 0.5]], "none": []}
     storage.write_json(folder / "metrics/curves/distill-small.json", curves)
@@ -68,7 +69,7 @@ def test_it_shows_every_picture_with_its_prompt_and_verdict(data):
     page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert summary == {"sizes": 2, "pictures": 6 * 7, "curves": 1}
-    assert len(images) == 6 * 7 + 4 + 1
+    assert len(images) == 6 * 7 + 6 + 1
     assert all(attributes["alt"] for attributes in images)
     assert sum("wrong: no" in attributes["alt"] for attributes in images) > 10
     first = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].partition(",")[2])))

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import test_difference
+import test_distances
 import test_dmd
 import test_ema
 import test_flow
@@ -38,6 +39,7 @@ TESTS = {
     "forward": test_forward,
     "importance": test_importance,
     "ema": test_ema,
+    "distances": test_distances,
 }
 
 
@@ -177,6 +179,16 @@ FAULTS = [
     Fault("ema", ", 1 - d)", ", d)"),
     Fault("ema", "(10 + step))\n", "(10 + step) + 1)\n"),
     Fault("ema", "d = min(decay, (1 + step) / (10 + step))\n", "d = decay\n"),
+    Fault("distances", "x @ y.T / x.shape[1] + 1", "x @ y.T + 1"),
+    Fault("distances", "/ BANDWIDTH**2", "/ (2 * BANDWIDTH**2)"),
+    Fault("distances", "functional.normalize(x, dim=1) @", "x @"),
+    Fault("distances", "own.sum() - own.trace()", "own.sum()"),
+    Fault("distances", "total += 2 * sum(", "total += sum("),
+    Fault("distances", "- 2 * across", "- across"),
+    Fault("distances", "neighbours + 1  # a row", "neighbours  # a row"),
+    Fault("distances", "reached <= radii_r[r, None]).any(0)", "reached <= radii_r[r, None]).all(0)"),
+    Fault("distances", "covered_g[g] |=", "covered_g[g] ="),
+    Fault("distances", "distances - rounding", "distances"),
 ]
 
 

@@ -9,7 +9,7 @@ safe.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +100,11 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
         loaded = generate.load(getattr(folders, model), sampling, sigma_d)
         for steps in protocol.STEPS:
             evaluate_student(outcome, court, loaded, params, model, steps)
-    evaluate_teacher(outcome, court, generate.load(folders.teacher, sampling, sigma_d), params, folders)
+    loaded = generate.load(folders.teacher, sampling, sigma_d)
+    evaluate_teacher(outcome, court, loaded, params, folders, "teacher")
+    for steps in params.teacher_fewer_steps:
+        fewer = replace(loaded, sampling=sampling.model_copy(update={"teacher_steps": steps}))
+        evaluate_teacher(outcome, court, fewer, params, folders, "teacher_fewer")
     return outcome
 
 
@@ -110,14 +114,16 @@ def evaluate_student(outcome: Outcome, court: Court, loaded: Loaded, params: Eva
     pictures = generate.pictures(loaded, loaded.student, court.prompts, steps, params.seed, params.batch, name)
     enter(outcome, court, model, str(steps), pictures)
     if model == "student":
-        timed = latency.measure(loaded, loaded.student, court.prompts, steps, params.seed, params.latency_runs)
+        timed = latency.measure(loaded, loaded.student, court.prompts, steps, params.seed, params)
         outcome.result["latency"][model][str(steps)] = timed
 
 
-def evaluate_teacher(outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, folders: Folders) -> None:
-    """Adds the teacher's pictures, drawn or from the cache, and its times."""
+def evaluate_teacher(
+    outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, folders: Folders, model: str
+) -> None:
+    """Adds the teacher's pictures, drawn or from the cache, and its times under the name `model`."""
     steps = str(loaded.sampling.teacher_steps)
-    key = protocol.teacher_digest(outcome.result["protocol"], storage.digest(folders.teacher))
+    key = protocol.teacher_digest(outcome.result["protocol"], loaded.sampling, storage.digest(folders.teacher))
     path = folders.cache / f"teacher-{key[:24]}.npy"
     pictures = cached(path, len(court.prompts))
     if pictures is None:
@@ -125,9 +131,9 @@ def evaluate_teacher(outcome: Outcome, court: Court, loaded: Loaded, params: Eva
         pictures = generate.pictures(loaded, loaded.teacher, court.prompts, 1, params.seed, params.batch, name)
         with storage.whole_file(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, pictures)
-    enter(outcome, court, "teacher", steps, pictures)
-    timed = latency.measure(loaded, loaded.teacher, court.prompts, 1, params.seed, params.latency_runs)
-    outcome.result["latency"]["teacher"][steps] = timed
+    enter(outcome, court, model, steps, pictures)
+    timed = latency.measure(loaded, loaded.teacher, court.prompts, 1, params.seed, params)
+    outcome.result["latency"][model][steps] = timed
 
 
 def cached(path: Path, number: int) -> np.ndarray | None:

@@ -1,6 +1,5 @@
-"""How long one picture takes and how much memory: from the prompt's text to the PNG bytes, warm-up
-excluded.
-"""
+"""How long one picture takes, where the time goes, how much memory and energy: from the prompt's text to the PNG bytes,
+warm-up excluded."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sana_sprint.evaluation import generate
+from sana_sprint.evaluation import energy, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from sana_sprint.config import Evaluate
     from sana_sprint.evaluation.generate import Draw, Loaded
     from sana_sprint.evaluation.protocol import Prompt
 
 WARM_UP = 2
-THROUGHPUT_BATCH = 16
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -45,24 +44,72 @@ def elapsed_s(loaded: Loaded, draw: Draw, prompts: Sequence[Prompt], steps: int,
 
 
 def measure(
-    loaded: Loaded, draw: Draw, prompts: Sequence[Prompt], steps: int, seed: int, runs: int
+    loaded: Loaded, draw: Draw, prompts: Sequence[Prompt], steps: int, seed: int, params: Evaluate
 ) -> dict[str, float]:
-    """Returns {"p50_s", "p95_s"} of single pictures over `runs`, {"images_per_s"} at batch 16 (the best of
-    two, so that another process does not count) and {"peak_memory_mb"} of these runs.
-    """
+    """Returns {"p50_s", "p95_s"} of single pictures over evaluate.latency_runs, the median of what each component takes
+    of one ("text_encoder_s", "transformer_s", "decoder_s"), "images_per_s_at_<batch>" (the best of two, so that another
+    process does not count), "peak_memory_mb" of these runs, and "energy_j" of a picture at the largest batch where the
+    device tells."""
     forget_peak()
-    many = [prompts[i % len(prompts)] for i in range(THROUGHPUT_BATCH)]
+    many = [prompts[i % len(prompts)] for i in range(max(params.latency_batches))]
     for _ in range(WARM_UP):
         elapsed_s(loaded, draw, prompts[:1], steps, seed)
-    single = [elapsed_s(loaded, draw, [many[i % THROUGHPUT_BATCH]], steps, seed) for i in range(runs)]
-    batch = min(elapsed_s(loaded, draw, many, steps, seed) for _ in range(2))
+    picked = [[many[i % len(many)]] for i in range(params.latency_runs)]
+    single = [elapsed_s(loaded, draw, one, steps, seed) for one in picked]
     p50, p95 = np.percentile(single, [50, 95]).tolist()
-    return {
-        "p50_s": round(p50, 5),
-        "p95_s": round(p95, 5),
-        "images_per_s": round(THROUGHPUT_BATCH / batch, 3),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-    }
+    times = {"p50_s": p50, "p95_s": p95} | components(
+        loaded, lambda one: elapsed_s(loaded, draw, one, steps, seed), picked
+    )
+    found = {name: round(seconds, 5) for name, seconds in times.items()}
+    for batch in params.latency_batches:
+        before = energy.joules()
+        taken = [elapsed_s(loaded, draw, many[:batch], steps, seed) for _ in range(2)]
+        found[f"images_per_s_at_{batch}"] = round(batch / min(taken), 3)
+        spent = energy.since(before)
+    if spent is not None:
+        found["energy_j"] = round(spent / (2 * batch), 4)
+    return found | {"peak_memory_mb": round(peak_memory_mb(), 1)}
+
+
+def components(loaded: Loaded, draw: Callable[[list[Prompt]], float], runs: Sequence[list[Prompt]]) -> dict[str, float]:
+    """Returns the median seconds that text encoder, transformer and decoder take of a run, by hooks around them."""
+    pipe = loaded.pipe
+    modules = {"text_encoder": pipe.text_encoder, "transformer": pipe.transformer, "decoder": pipe.vae.decoder}
+    watches = {f"{name}_s": Stopwatch(module, loaded.device) for name, module in modules.items()}
+    for run in runs:
+        for watch in watches.values():
+            watch.runs.append(0.0)
+        draw(run)
+    for watch in watches.values():
+        watch.remove()
+    return {name: float(np.median(watch.runs)) for name, watch in watches.items()}
+
+
+class Stopwatch:
+    """Adds up what the calls of a module take in each run."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self.device, self.began, self.runs = device, 0.0, list[float]()
+        self.handles = [module.register_forward_pre_hook(self.start), module.register_forward_hook(self.stop)]
+
+    def now(self) -> float:
+        """Returns the clock when the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def start(self, *_: object) -> None:
+        """Takes down when a call begins."""
+        self.began = self.now()
+
+    def stop(self, *_: object) -> None:
+        """Adds a call that ends."""
+        self.runs[-1] += self.now() - self.began
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self.handles:
+            handle.remove()
 
 
 def forget_peak() -> None:

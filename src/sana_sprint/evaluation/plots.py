@@ -96,6 +96,31 @@ def draw_model(ax: Axes, by_steps: dict[str, Any], name: str, model: str, style:
     )
 
 
+def pareto(result: dict[str, Any], path: Path) -> None:
+    """Writes quality against the time of one picture: teacher and student at all their step counts, with standard
+    errors."""
+    first = result["scores"]["student"]["1"]
+    name = "overall" if "overall" in first else "clip_score"
+    lines = {"teacher": ("teacher", "teacher_fewer"), "student": ("student",)}
+    fig, (ax,) = figure(1, width=6.4, height=3.8)
+    for title, networks in lines.items():
+        colour, marker, _ = STYLES[title]
+        scores, times = (
+            {k: v for n in networks for k, v in result[part].get(n, {}).items()} for part in ("scores", "latency")
+        )
+        steps = sorted((k for k in scores if k in times), key=int)
+        x, y = [1000 * times[k]["p50_s"] for k in steps], [scores[k][name]["value"] for k in steps]
+        errors = [scores[k][name]["se"] for k in steps]
+        ax.errorbar(x, y, yerr=errors, color=colour, marker=marker or "^", markersize=5, capsize=3, label=title)
+        for k, place in zip(steps, zip(x, y, strict=True), strict=True):
+            ax.annotate(k, place, textcoords="offset points", xytext=(6, -11), fontsize=8, color=FAINT)
+    ax.set_xscale("log")
+    ax.set_xlabel("one picture, milliseconds (figures at the points: steps)", fontsize=8, color=FAINT)
+    ax.set_ylabel(TITLES[name], fontsize=8, color=FAINT)
+    ax.legend(frameon=False, fontsize=8)
+    save(fig, path)
+
+
 def tasks(result: dict[str, Any], path: Path) -> None:
     """Writes a group of bars per task: the teacher and the student at 4, 2 and 1 steps, with standard
     errors.

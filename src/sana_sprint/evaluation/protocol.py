@@ -113,13 +113,18 @@ def describe(
         "frechet": "all pictures scored, against the features of the whole eval split; squared distance, "
         "standard error by delete-a-group jackknife over the generated pictures",
         "student": {"times": "of the student's own schedule", "guidance": sampling.guidance, "sigma_d": sigma_d},
-        "teacher": {
-            "steps": sampling.teacher_steps,
-            "shift": sampling.teacher_shift,
-            "guidance": sampling.teacher_guidance,
-        },
+        "teacher": teacher(sampling) | {"fewer_steps": params.teacher_fewer_steps},
         "text": {"max_tokens": sampling.max_tokens, "instruction": sampling.instruction},
         "size_px": {"height": sampling.height_px, "width": sampling.width_px},
+    }
+
+
+def teacher(sampling: Sampling) -> dict[str, float]:
+    """Returns how a teacher draws."""
+    return {
+        "steps": sampling.teacher_steps,
+        "shift": sampling.teacher_shift,
+        "guidance": sampling.teacher_guidance,
     }
 
 
@@ -128,7 +133,7 @@ def digest(protocol: dict[str, Any]) -> str:
     return storage.digest_of(protocol)
 
 
-def teacher_digest(protocol: dict[str, Any], weights: str) -> str:
-    """Returns the key of the teacher's pictures: the protocol without what the teacher does not see."""
+def teacher_digest(protocol: dict[str, Any], sampling: Sampling, weights: str) -> str:
+    """Returns the key of the pictures that a teacher draws by `sampling`: the protocol without what it does not see."""
     seen = {key: value for key, value in protocol.items() if key not in ("student", "judge", "frechet")}
-    return storage.digest_of(seen | {"weights": weights})
+    return storage.digest_of(seen | {"teacher": teacher(sampling), "weights": weights})

@@ -53,6 +53,7 @@ def run(params: Report, data: Path, page: Path, plot_folder: Path) -> dict[str, 
         "task_tables": [task_table(size, result) for size, result in results.items()],
         "matched": [matched(size, grid.content) for size, grid in grids.items()],
         "latency": latency_rows(results),
+        "batches": batches(results),
         "machine": next(iter(results.values()))["machine"],
         "stages": stage_metrics(data / "metrics"),
         "protocol": protocol_facts(results),
@@ -121,6 +122,7 @@ def write_curves(source: Path, folder: Path) -> list[Path]:
 def score_plots(folder: Path, sizes: list[str]) -> list[tuple[str, str, str]]:
     """Returns (size, what it shows, data URI) of evaluate's plots."""
     kinds = {
+        "pareto": "quality against the time of one picture",
         "scores": "scores against the number of steps",
         "tasks": "score per task",
         "schedule": "search of the times: score against the new time, one panel per step count",
@@ -154,8 +156,7 @@ def score_table(size: str, result: dict[str, Any]) -> dict[str, Any]:
         for model, by_steps in result["scores"].items()
         for steps, score in by_steps.items()
     ]
-    order = {"teacher": 0, "student": 1, "undistilled": 2}
-    rows.sort(key=lambda row: (order[row[0]], -int(row[1])))
+    rows = in_order(rows)
     return {"size": size, "head": ["model", "steps", *(SCORE_NAMES[name] for name in names)], "rows": rows}
 
 
@@ -188,9 +189,7 @@ def matched(size: str, content: dict[str, Any]) -> dict[str, Any]:
                 ]
                 row.append(with_error(metrics.proportion(sum(right), len(right))._asdict()) if right else "-")
             rows.append(row)
-    order = {"teacher": 0, "student": 1, "undistilled": 2}
-    rows.sort(key=lambda row: (order[row[0]], -int(row[1])))
-    rows = rows if tasks else []
+    rows = in_order(rows) if tasks else []
     return {
         "size": size,
         "tasks": [t.replace("_", " ") for t in tasks],
@@ -199,16 +198,34 @@ def matched(size: str, content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def in_order(rows: list[list[str]]) -> list[list[str]]:
+    """Returns rows of network and steps, the teacher first, and the names that people read."""
+    names = {"teacher": "teacher", "teacher_fewer": "teacher", "student": "student", "undistilled": "undistilled"}
+    order = list(dict.fromkeys(names.values()))
+    return sorted(
+        ([names[network], *rest] for network, *rest in rows), key=lambda row: (order.index(row[0]), -int(row[1]))
+    )
+
+
 def latency_rows(results: dict[str, Any]) -> list[list[str]]:
     """Returns the rows of the latency table."""
     rows = []
     for size, result in results.items():
         for model, by_steps in result["latency"].items():
             for steps, t in sorted(by_steps.items(), key=lambda item: -int(item[0])):
-                name = f"teacher (beside {size})" if model == "teacher" else size
-                times = [f"{1000 * t['p50_s']:.0f}", f"{1000 * t['p95_s']:.0f}"]
-                rows.append([name, steps, *times, f"{t['images_per_s']:.1f}", f"{t['peak_memory_mb']:.0f}"])
+                name = f"teacher (beside {size})" if model.startswith("teacher") else size
+                parts = ("p50", "p95", "text_encoder", "transformer", "decoder")
+                times = [f"{1000 * t[f'{part}_s']:.1f}" for part in parts]
+                rates = [f"{value:.1f}" for key, value in t.items() if key.startswith("images_per_s_at_")]
+                energy = f"{t['energy_j']:.2f}" if "energy_j" in t else "-"
+                rows.append([name, steps, *times, " / ".join(rates), f"{t['peak_memory_mb']:.0f}", energy])
     return rows
+
+
+def batches(results: dict[str, Any]) -> str:
+    """Returns the batches at which pictures a second were measured."""
+    timed = next(iter(next(iter(results.values()))["latency"]["student"].values()))
+    return " / ".join(key.rpartition("_")[2] for key in timed if key.startswith("images_per_s_at_"))
 
 
 def stage_metrics(folder: Path) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -2,7 +2,7 @@
 estimate is a deterministic function of its input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,18 +74,24 @@ def frechet(reference: Tensor, generated: Tensor) -> float:
     return gaussian_frechet(mean_a, root(cov_a), *moments(generated))
 
 
+def jackknife(score: Callable[[Tensor], float], generated: Tensor, groups: int = 20) -> Estimate:
+    """Returns a score of the generated rows (N, D) with its delete-a-group jackknife standard error, sqrt((G - 1)
+    mean (s_g - mean s)^2) over the scores s_g without each of G groups (Kott 2001, Journal of Official Statistics
+    17(4)); every `groups`-th picture is one group.
+    """
+    number = torch.arange(len(generated)) % groups
+    kept = [generated[number != group] for group in range(min(groups, len(generated)))]
+    parts = torch.tensor([score(rows) for rows in kept])
+    return Estimate(score(generated), float((len(kept) - 1) ** 0.5 * parts.double().std(correction=0)))
+
+
 def frechet_estimate(reference: Tensor, generated: Tensor, groups: int = 20) -> Estimate:
-    """Returns `frechet` with the delete-a-group jackknife standard error over the generated pictures (Kott
-    2001, Journal of Official Statistics 17(4)), every `groups`-th picture one group. The reference set is
-    taken as fixed.
+    """Returns `frechet` (arXiv:1706.08500, eq. 6) with the standard error of `jackknife` over the generated pictures.
+    The reference set is taken as fixed.
     """
     mean_a, cov_a = moments(reference)
     root_a = root(cov_a)
-    value = gaussian_frechet(mean_a, root_a, *moments(generated))
-    number = torch.arange(len(generated)) % groups
-    kept = [generated[number != group] for group in range(min(groups, len(generated)))]
-    parts = torch.tensor([gaussian_frechet(mean_a, root_a, *moments(rows)) for rows in kept])
-    return Estimate(value, float((len(kept) - 1) ** 0.5 * parts.double().std(correction=0)))
+    return jackknife(lambda rows: gaussian_frechet(mean_a, root_a, *moments(rows)), generated, groups)
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:

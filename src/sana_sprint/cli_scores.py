@@ -1,0 +1,79 @@
+"""The commands of `sana-sprint` that measure outside the pipeline: sample, score and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sana_sprint import console, storage
+from sana_sprint.console import command
+from sana_sprint.registry import lineage
+
+SCORED = Path("data/scores")
+ProtocolFile = Annotated[Path, typer.Argument(help="A file of profiles/protocols.")]
+
+
+@command
+def sample(
+    protocol: ProtocolFile,
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go, in the layout that `score` reads.")],
+    steps: Annotated[int, typer.Option(help="Network passes: 1 to 4.")] = 4,
+    model: Annotated[str | None, typer.Option(help="A pipeline folder or models:/name@alias.")] = None,
+    size: Annotated[str | None, typer.Option(help="Student size, such as small or base.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at once: speed and memory, not pictures.")] = 4,
+) -> None:
+    """Draw the pictures of a protocol with a student; what is there already is not drawn again."""
+    from sana_sprint.evaluation import folder_draw
+    from sana_sprint.registry import draw
+
+    place, called = draw.folder_of(model, size)
+    drawn, there = folder_draw.run(protocol, place, folder, steps, batch, lineage.repository())
+    typer.echo(f"{folder}: {there} pictures, {drawn} of them drawn now, {steps} steps, by {called}")
+
+
+@command
+def score(
+    protocol: ProtocolFile,
+    folder: Annotated[Path, typer.Argument(help="The pictures: GenEval's layout, or <category>/<name>.png.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: data/scores/<protocol>-<folder>.")] = None,
+) -> None:
+    """Score a folder of pictures, made here or elsewhere, under a protocol."""
+    from sana_sprint.evaluation import folder_geneval, folder_scores
+
+    root = lineage.repository()
+    place = out or root / SCORED / f"{protocol.stem}-{folder.resolve().name}"
+    found = folder_scores.run(protocol, folder, root / "data/cache/score", root)
+    with storage.whole_folder(place) as unfinished:
+        if looked := found.pop("looked", None):
+            storage.write_text(unfinished / "results.jsonl", folder_geneval.results_lines(looked))
+        storage.write_json(unfinished / "scores.json", found)
+    parts = [*found["scores"].items(), *found["scores"].get("tasks", {}).items()]
+    rows = [[name, f"{part['value']:.4f}", f"{part['se']:.4f}"] for name, part in parts if "value" in part]
+    title = f"{folder}: {found['pictures']} pictures, protocol {found['protocol_digest'][:12]}"
+    console.table(title, ["score", "value", "standard error"], rows)
+    typer.echo(f"{place / 'scores.json'}")
+
+
+@command
+def compare(
+    before: Annotated[str, typer.Argument(help="workspace, a git revision, models:/name@alias, or evaluate's JSON.")],
+    after: Annotated[str, typer.Argument(help="The same; differences are those from the first.")] = "workspace",
+    size: Annotated[str, typer.Option(help="Student size of a revision or the workspace.")] = "base",
+) -> None:
+    """Compare two evaluations score by score."""
+    from sana_sprint.registry import compare as comparison
+
+    one, other = (comparison.load(word, size, lineage.repository()) for word in (before, after))
+    rows = comparison.table(one, other)
+    if not rows:
+        raise ValueError(f"{one.name} and {other.name} have no score in common")
+    columns = ["network", "steps", "score", one.name, other.name, "difference"]
+    console.table(f"{one.name} against {other.name}", columns, rows)
+    if one.digest == other.digest:
+        typer.echo(f"one protocol, {one.digest[:12]}")
+    else:
+        typer.echo(
+            f"TWO PROTOCOLS, {one.digest[:12]} and {other.digest[:12]}: differences are not those of students alone"
+        )

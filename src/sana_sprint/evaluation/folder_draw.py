@@ -1,0 +1,132 @@
+"""Pictures for a protocol by a student, in the layout that is scored: what `sana-sprint sample` draws.
+
+A picture is a file, written whole; a run that was cut short draws the ones that are missing. Its noise depends on seed,
+prompt and number alone, so that any batch, order or number of processes draws the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sana_sprint import config, storage
+from sana_sprint.evaluation import folder_protocol, generate, geneval
+from sana_sprint.evaluation.protocol import Prompt
+
+if TYPE_CHECKING:
+    from sana_sprint.evaluation.folder_protocol import Distances, Drawn, GenEval
+    from sana_sprint.evaluation.generate import Loaded
+
+DRAWN = "drawn.json"  # beside the pictures: by what they were drawn
+
+
+@dataclass(frozen=True)
+class Target:
+    """A picture to be: its file, its caption, and its number, which fixes its noise."""
+
+    path: Path
+    caption: str
+    number: int
+
+
+def run(protocol_file: Path, model: Path, folder: Path, steps: int, batch: int, root: Path) -> tuple[int, int]:
+    """Draws what is missing in `folder`; returns how many pictures were drawn and how many there are. Raises ValueError
+    for a step count without times, and for a folder whose pictures were drawn otherwise."""
+    protocol = folder_protocol.load(protocol_file)
+    times = protocol.drawn.times.get(str(steps))
+    if times is None:
+        raise ValueError(
+            f"{protocol_file}: drawn.times has no list for {steps} steps; it has {sorted(protocol.drawn.times)}"
+        )
+    how = {
+        "drawn": protocol.drawn.model_dump() | {"times": times},
+        "steps": steps,
+        "size_px": protocol.size_px.model_dump(),
+    }
+    claim(folder, how | {"model": storage.digest(model)})
+    if isinstance(protocol, folder_protocol.GenEval):
+        targets = geneval_targets(protocol, folder, root)
+    else:
+        targets = captioned_targets(protocol, folder, root)
+    missing = [target for target in targets if not target.path.is_file()]
+    sigma_d = storage.read_json(model / "sampling.json")["sigma_d"]
+    loaded = generate.load(model, sampling_of(protocol, steps, times), sigma_d)
+    for start in tqdm(range(0, len(missing), batch), desc="sample", mininterval=3):
+        draw(loaded, missing[start : start + batch], steps, protocol.drawn)
+    return len(missing), len(targets)
+
+
+def draw(loaded: Loaded, targets: list[Target], steps: int, drawn: Drawn) -> None:
+    """Draws a batch and writes its pictures."""
+    prompts = [Prompt(one.number, "", one.caption, "", "", {}) for one in targets]
+    noises = generate.noises(loaded, prompts, steps, drawn.seed)
+    with torch.autocast(loaded.device.type, torch.bfloat16, enabled=drawn.precision == "bf16-mixed"):
+        pictures = loaded.student([one.caption for one in targets], noises)
+    for target, picture in zip(targets, pictures, strict=True):
+        target.path.parent.mkdir(parents=True, exist_ok=True)
+        with storage.whole_file(target.path) as unfinished:
+            Image.fromarray(picture).save(unfinished, "PNG")
+
+
+def claim(folder: Path, how: dict[str, Any]) -> None:
+    """Writes by what the pictures of a folder are drawn, or checks that it is what is there."""
+    path = folder / DRAWN
+    if path.is_file():
+        if storage.read_json(path) != how:
+            raise ValueError(
+                f"{path}: the pictures there were drawn by another model or otherwise; name an empty folder"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: not empty, and no {DRAWN} tells how its pictures were drawn; name an empty folder")
+    storage.write_json(path, how)
+
+
+def sampling_of(protocol: GenEval | Distances, steps: int, times: list[float]) -> config.Sampling:
+    """Returns how a protocol has pictures drawn, as the sampler takes it; nothing of it concerns a teacher."""
+    from diffusers import SanaSprintPipeline
+
+    stock = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
+    drawn = protocol.drawn
+    return config.Sampling(
+        height_px=protocol.size_px.height,
+        width_px=protocol.size_px.width,
+        guidance=drawn.guidance,
+        teacher_guidance=drawn.guidance,
+        teacher_steps=1,
+        teacher_shift=1.0,
+        max_tokens=drawn.max_tokens,
+        instruction=list(stock) if drawn.instruction == "pipeline" else [],
+        times={str(steps): times},
+    )
+
+
+def geneval_targets(protocol: GenEval, folder: Path, root: Path) -> list[Target]:
+    """Returns the pictures of GenEval's prompts, and writes each prompt's metadata.jsonl."""
+    path, per_prompt = root / protocol.metadata, protocol.pictures_per_prompt
+    lines = geneval.read_metadata(path)
+    if len(lines) != protocol.prompts:
+        raise ValueError(f"{path}: {len(lines)} prompts, the protocol asks for {protocol.prompts}")
+    targets = []
+    for number, line in enumerate(lines):
+        place = folder / f"{number:05d}"
+        storage.write_text(place / "metadata.jsonl", json.dumps(line) + "\n")
+        names = [place / f"samples/{k:04d}.png" for k in range(per_prompt)]
+        targets += [Target(name, line["prompt"], number * per_prompt + k) for k, name in enumerate(names)]
+    return targets
+
+
+def captioned_targets(protocol: Distances, folder: Path, root: Path) -> list[Target]:
+    """Returns the pictures of the reference folder's captions, in the order of their names."""
+    captions = folder_protocol.captions(protocol, root)
+    return [
+        Target(folder / one["category"] / f"{name}.png", one["prompt"], number)
+        for number, (name, one) in enumerate(captions.items())
+    ]

@@ -1,0 +1,153 @@
+"""Comparison of two evaluations of a student: of the working tree, two commits, two registered versions, or files.
+
+Scores that were measured under different protocols are no measure of two students; they are shown, and it is said.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sana_sprint.maths import metrics
+from sana_sprint.registry import promote, store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WORKSPACE = "workspace"
+NETWORKS = ("student", "undistilled", "teacher")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluate's scores by network, steps and name, their protocol's digest, and where they are known, every verdict
+    with its prompt's task."""
+
+    name: str
+    digest: str
+    scores: dict[str, dict[str, dict[str, dict[str, float]]]]
+    seen: dict[str, Any] | None
+
+    def rights(self, network: str, steps: str) -> list[float]:
+        """Returns 1 for every right picture and 0 for others, [] where no verdicts are known."""
+        verdicts = self.seen["verdicts"].get(network, {}).get(steps, []) if self.seen else []
+        return [float(verdict["right"]) for verdict in verdicts]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A score in both evaluations, and the difference of the second from the first."""
+
+    network: str
+    steps: str
+    score: str
+    before: dict[str, float]
+    after: dict[str, float]
+    gain: metrics.Estimate
+    paired: bool
+
+
+def load(word: str, size: str, root: Path) -> Evaluation:
+    """Returns the evaluation of `workspace`, models:/name@alias, models:/name/version, a JSON file, or a git revision.
+    Raises ValueError naming what is not there."""
+    if word.startswith("models:/"):
+        return registered(word)
+    if word != WORKSPACE and Path(word).is_file():
+        return read(word, Path(word).read_text, None)
+    if word == WORKSPACE:
+        places = [root / path for path in paths(size)]
+        return read(f"{word}, {size}", places[0].read_text, places[1].read_text)
+    return read(f"{word}, {size}", *(partial(at_revision, root, word, path) for path in paths(size)))
+
+
+def at_revision(root: Path, revision: str, path: Path) -> str:
+    """Returns the text of an output of the pipeline as it was at a git revision. Raises OSError where it is not to be
+    had."""
+    import dvc.api
+    from dvc.exceptions import DvcException
+    from scmrepo.exceptions import SCMError
+
+    try:
+        return str(dvc.api.read(str(path), repo=str(root), rev=revision))
+    except (DvcException, SCMError) as error:
+        raise OSError(str(error)) from None
+
+
+def paths(size: str) -> tuple[Path, Path]:
+    """Returns where evaluate writes scores and verdicts, from the repository's root."""
+    return Path(f"data/metrics/evaluate/{size}.json"), Path(f"data/grids/{size}/verdicts.json")
+
+
+def read(name: str, scores: Callable[[], str], seen: Callable[[], str] | None) -> Evaluation:
+    """Returns an evaluation from what two functions read."""
+    try:
+        found = json.loads(scores())
+        return Evaluation(name, found["protocol_digest"], found["scores"], json.loads(seen()) if seen else None)
+    except (OSError, ValueError, KeyError) as error:
+        words = " ".join(str(error).split())
+        remedy = "name workspace, a git revision with a dvc.lock, models:/name@alias, or evaluate's JSON"
+        raise ValueError(f"{name}: no evaluation there ({words}); {remedy}") from None
+
+
+def registered(uri: str) -> Evaluation:
+    """Returns the evaluation that a registered version carries."""
+    server = store.client(store.tracking_uri())
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if at:
+        version = promote.version_of(server, name, alias)
+    else:
+        name, _, number = name.partition("/")
+        versions = server.search_model_versions(f"name = '{name}'")
+        version = next((one for one in versions if str(one.version) == number), None)
+    if version is None:
+        raise ValueError(f"{uri}: no such version; `sana-sprint history` lists the models")
+    scores = {
+        network: {steps: {k: {"value": v[0], "se": v[1]} for k, v in at.items()} for steps, at in per.items()}
+        for network, per in json.loads(version.tags["scores"]).items()
+    }
+    return Evaluation(f"{name} version {version.version}", version.tags["protocol_digest"], scores, None)
+
+
+def rows(before: Evaluation, after: Evaluation) -> Iterator[Row]:
+    """Yields a row per score that both have. The difference of overall scores is paired by prompt where both protocols
+    are one and verdicts are known; others have the error of independent measurements."""
+    for network in NETWORKS:
+        one, other = (e.scores.get(network, {}) for e in (before, after))
+        for steps in (steps for steps in one if steps in other):
+            for score in (k for k, v in one[steps].items() if "value" in v and k in other[steps]):
+                pair = one[steps][score], other[steps][score]
+                paired = paired_gain(before, after, network, steps) if score == "overall" else None
+                apart = metrics.Estimate(
+                    pair[1]["value"] - pair[0]["value"], (pair[0]["se"] ** 2 + pair[1]["se"] ** 2) ** 0.5
+                )
+                yield Row(network, steps, score, *pair, paired or apart, paired is not None)
+
+
+def paired_gain(before: Evaluation, after: Evaluation, network: str, steps: str) -> metrics.Estimate | None:
+    """Returns the mean over tasks of the differences prompt by prompt, None where they cannot be paired."""
+    rights = [evaluation.rights(network, steps) for evaluation in (before, after)]
+    if before.digest != after.digest or not all(rights) or before.seen is None:
+        return None
+    tasks: dict[str, list[float]] = {}
+    for prompt, a, b in zip(before.seen["prompts"], *rights, strict=True):
+        tasks.setdefault(prompt["task"], []).append(b - a)
+    return metrics.average([metrics.mean(torch.tensor(gains, dtype=torch.float64)) for gains in tasks.values()])
+
+
+def table(before: Evaluation, after: Evaluation) -> list[list[str]]:
+    """Returns the rows as text."""
+    return [
+        [
+            row.network,
+            row.steps,
+            row.score.replace("_", " "),
+            *(f"{part['value']:.3f} ± {part['se']:.3f}" for part in (row.before, row.after)),
+            f"{row.gain.value:+.3f} ± {row.gain.se:.3f}" + (" (paired)" if row.paired else ""),
+        ]
+        for row in rows(before, after)
+    ]

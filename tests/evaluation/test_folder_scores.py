@@ -1,0 +1,281 @@
+"""Folders of pictures are drawn and scored under a protocol, by stand-ins of the public judges' formats: nothing is
+looked at twice, a run cut short goes on, and what does not fit is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from sana_sprint import storage
+from sana_sprint.evaluation import clip_judge, folder_draw, folder_protocol, folder_scores, geneval_judge
+from sana_sprint.evaluation.protocol import Prompt
+from sana_sprint.maths import distances, metrics
+from sana_sprint.models import inception
+from tests.evaluation import test_colours, test_detector
+
+SIZE = {"width": 64, "height": 64}
+DRAWN = {
+    "seed": 0, "guidance": 3.0, "max_tokens": 16, "instruction": "none", "precision": "float32",
+    "times": {"1": [1.5708, 0.0], "2": [1.5708, 1.0, 0.0]},
+}  # fmt: skip
+DEMANDS = [
+    {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"},
+    {"tag": "counting", "include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}],
+     "prompt": "a photo of two dogs"},
+    {"tag": "colors", "include": [{"class": "couch", "count": 1, "color": "red"}], "prompt": "a photo of a red couch"},
+]  # fmt: skip
+WEIGHTS = {name: {"folder": f"data/weights/{name}", "sha256": None} for name in ("detector", "clip", "inception")}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A repository's root with weights, GenEval's metadata and a reference folder of twelve pictures."""
+    place = tmp_path_factory.mktemp("a repository")
+    weights = place / "data/weights"
+    test_detector.made_folder(weights / "detector", test_detector.sure_of("cat"))
+    test_colours.tiny_clip().save(weights / "clip")
+    torch.manual_seed(3)
+    (weights / "inception").mkdir()
+    save_file(inception.Inception().state_dict(), weights / "inception/model.safetensors")
+    (place / "data/source").mkdir()
+    (place / "data/source/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in DEMANDS))
+    captions = {}
+    for number in range(12):
+        category = "animals" if number < 8 else "people"
+        captions[f"{number:02d}"] = {"category": category, "prompt": f"a photo of {number} cats"}
+        write(place / f"data/source/real/{category}/{number:02d}.jpg", number)
+    storage.write_json(place / "data/source/real/meta_data.json", captions)
+    return place
+
+
+def write(path, seed, size=(64, 64)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def protocol_file(place, **changes):
+    kinds = {
+        "geneval": {
+            "kind": "geneval", "metadata": "data/source/metadata.jsonl", "prompts": 3, "pictures_per_prompt": 2,
+            "size_px": SIZE, "drawn": DRAWN, **{name: WEIGHTS[name] for name in ("detector", "clip")},
+        },
+        "distances": {
+            "kind": "distances", "reference": "data/source/real", "captions": "meta_data.json", "pictures": 12,
+            "fid_pictures_min": 12, "neighbours": 2, "pairwise_pictures_max": 10, "batch": 5, "size_px": SIZE,
+            "drawn": DRAWN, **{name: WEIGHTS[name] for name in ("inception", "clip")},
+        },
+    }  # fmt: skip
+    path = place / "protocol.yaml"
+    YAML().dump(kinds[changes.pop("kind")] | changes, path)
+    return path
+
+
+def sampled(place, root, student, kind, steps=1, batch=4):
+    folder = place / "pictures"
+    return folder, folder_draw.run(protocol_file(place, kind=kind), student, folder, steps, batch, root)
+
+
+def score(place, root, folder, cache="cache", **changes):
+    return folder_scores.run(protocol_file(place, **changes), folder, place / cache, root)
+
+
+def refused(place, root, folder, **changes):
+    with pytest.raises(ValueError) as told:  # noqa: PT011  each test looks at the words
+        score(place, root, folder, **changes)
+    return str(told.value)
+
+
+@pytest.fixture
+def pictures(tmp_path, root, sprint_folder):
+    return sampled(tmp_path, root, sprint_folder, "geneval")[0]
+
+
+def test_pictures_of_a_protocol_are_the_same_in_any_batch_and_only_missing_ones_are_drawn(
+    tmp_path, root, sprint_folder
+):
+    folder, (drawn, there) = sampled(tmp_path, root, sprint_folder, "geneval")
+    assert (drawn, there) == (6, 6)
+    first = {path.relative_to(folder): np.asarray(Image.open(path), int) for path in folder.glob("*/samples/*.png")}
+    assert sorted(str(path) for path in first)[:3] == [
+        f"{p}/samples/000{k}.png" for p, k in (("00000", 0), ("00000", 1), ("00001", 0))
+    ]
+    assert json.loads((folder / "00001/metadata.jsonl").read_text()) == DEMANDS[1]
+    for name in list(first)[1:4]:
+        (folder / name).unlink()
+    assert sampled(tmp_path, root, sprint_folder, "geneval", batch=2)[1] == (3, 6)
+    for name, pixels in first.items():
+        assert np.abs(np.asarray(Image.open(folder / name), int) - pixels).max() <= 1
+    same_prompt = [first[name] for name in first if str(name).startswith("00000")]
+    assert np.abs(same_prompt[0] - same_prompt[1]).max() > 5
+
+
+def test_a_folder_drawn_otherwise_is_refused(tmp_path, root, sprint_folder):
+    folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
+    assert len(list(folder.glob("*/*.png"))) == 12
+    with pytest.raises(ValueError, match="drawn by another model or otherwise; name an empty folder"):
+        sampled(tmp_path, root, sprint_folder, "distances", steps=2)
+    with pytest.raises(ValueError, match=r"no list for 3 steps; it has \['1', '2'\]"):
+        sampled(tmp_path, root, sprint_folder, "distances", steps=3)
+    (folder / folder_draw.DRAWN).unlink()
+    with pytest.raises(ValueError, match=r"not empty, and no drawn\.json"):
+        sampled(tmp_path, root, sprint_folder, "distances")
+
+
+def test_geneval_scores_are_the_judges_verdicts_by_task_with_errors_over_prompts(tmp_path, root, pictures):
+    found = score(tmp_path, root, pictures, kind="geneval")
+    judge = geneval_judge.load(root / "data/weights/detector", root / "data/weights/clip")
+    for one in found["looked"]:
+        number = int(one["picture"][:5])
+        prompt = Prompt(number, "", "", "", "", DEMANDS[number])
+        verdict, seen = judge.look(np.asarray(Image.open(pictures / one["picture"])), prompt)
+        assert (one["right"], one["reason"], one["tag"]) == (*verdict, DEMANDS[number]["tag"])
+        assert one["seen"] == json.loads(json.dumps(seen))
+    means = {d["tag"]: np.mean([o["right"] for o in found["looked"] if o["tag"] == d["tag"]]) for d in DEMANDS}
+    assert {name: part["value"] for name, part in found["scores"]["tasks"].items()} == means
+    assert means == {"single_object": 1, "counting": 0, "colors": 0}  # it calls everything a cat
+    assert found["scores"]["overall"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["drawn"]["steps"] == 1
+    assert found["protocol"]["detector"]["sha256"] == storage.digest(root / "data/weights/detector")
+
+
+def test_nothing_is_looked_at_twice_and_a_line_cut_by_a_kill_is_looked_at_again(tmp_path, root, pictures, monkeypatch):
+    first = score(tmp_path, root, pictures, kind="geneval")
+    looks = []
+    original = geneval_judge.GenEval.look
+    monkeypatch.setattr(geneval_judge.GenEval, "look", lambda s, x, p: looks.append(p.index) or original(s, x, p))
+    assert score(tmp_path, root, pictures, kind="geneval") == first
+    assert looks == []
+    (kept,) = (tmp_path / "cache").glob("geneval-*.jsonl")
+    kept.write_text(kept.read_text()[:-30])
+    assert score(tmp_path, root, pictures, kind="geneval") == first
+    assert looks == [2]
+    write(pictures / "00001/samples/0000.png", 5)
+    score(tmp_path, root, pictures, kind="geneval")
+    assert looks == [2, 1]
+
+
+def test_the_digest_covers_weights_demands_and_content(tmp_path, root, pictures):
+    base = score(tmp_path, root, pictures, kind="geneval")["protocol_digest"]
+    shutil.copytree(root, tmp_path / "other")
+    assert score(tmp_path, tmp_path / "other", pictures, kind="geneval")["protocol_digest"] == base
+    digests = {base, score(tmp_path, root, pictures, kind="geneval", drawn=DRAWN | {"seed": 1})["protocol_digest"]}
+    clip = tmp_path / "other/data/weights/clip/preprocessor_config.json"
+    clip.write_text(clip.read_text() + " ")
+    digests.add(score(tmp_path, tmp_path / "other", pictures, kind="geneval")["protocol_digest"])
+    other = DEMANDS[0] | {"prompt": "a picture of a cat"}
+    (pictures / "00000/metadata.jsonl").write_text(json.dumps(other))
+    digests.add(score(tmp_path, root, pictures, kind="geneval")["protocol_digest"])
+    assert len(digests) == 4
+
+
+def test_results_are_read_as_genevals_own_summary_reads_them(tmp_path, root, pictures):
+    from sana_sprint.evaluation import folder_geneval
+
+    found = score(tmp_path, root, pictures, kind="geneval")
+    (tmp_path / "results.jsonl").write_text(folder_geneval.results_lines(found["looked"]))
+    table = pd.read_json(tmp_path / "results.jsonl", orient="records", lines=True)
+    assert list(table.columns) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
+    by_tag = table.groupby("tag")["correct"].mean()
+    assert by_tag.mean() == pytest.approx(found["scores"]["overall"]["value"], abs=1e-6)
+    assert json.loads(table["metadata"][2]) == DEMANDS[1]
+
+
+def test_distances_are_those_of_the_features_and_looked_at_once(tmp_path, root, sprint_folder, monkeypatch):
+    folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
+    found = score(tmp_path, root, folder, kind="distances")
+    captions = json.loads((root / "data/source/real/meta_data.json").read_text())
+    net, clip = inception.load(root / "data/weights/inception"), clip_judge.load(root / "data/weights/clip")
+
+    def read(place, kind):
+        paths = [place / one["category"] / f"{name}.{kind}" for name, one in captions.items()]
+        return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+    real, drawn = read(root / "data/source/real", "jpg"), read(folder, "png")
+    a, b = (net.features(pictures, 12) for pictures in (real, drawn))
+    c, d = (clip.pictures(pictures) for pictures in (real, drawn))
+    rows = [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    scores = {name: part["value"] for name, part in found["scores"].items() if "value" in part}
+    texts = clip.captions([one["prompt"] for one in captions.values()])
+    assert scores == pytest.approx(
+        {
+            "fid": metrics.frechet(a, b),
+            "fid_clip": metrics.frechet(c, d),
+            "kid": distances.kid(a[rows], b[rows]),
+            "cmmd": distances.cmmd(c[rows], d[rows]),
+            "precision": distances.precision_recall(a[rows], b[rows], 2)[0],
+            "recall": distances.precision_recall(a[rows], b[rows], 2)[1],
+            "clip_score": metrics.clip_score(d, texts).value,
+        },
+        rel=1e-3,
+        abs=1e-4,
+    )
+    assert {name: part["n"] for name, part in found["scores"]["categories"].items()} == {"animals": 8, "people": 4}
+    monkeypatch.setattr(inception.Inception, "features", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(clip_judge.Clip, "pictures", lambda *_: pytest.fail("looked again"))
+    assert score(tmp_path, root, folder, kind="distances") == found
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: shutil.rmtree(f / "00002"), "2 folders of prompts, the protocol asks for 3"),
+        (lambda f: (f / "00001/samples/0001.png").unlink(), "00001/samples: 1 pictures, the protocol asks for 2"),
+        (lambda f: write(f / "00001/samples/0001.png", 1, (32, 64)), "64 x 32 px, the protocol asks for 64 x 64"),
+        (lambda f: (f / "00000/samples/0000.png").write_bytes(b"no"), "0000.png: not a picture that can be read"),
+        (lambda f: (f / "00000/metadata.jsonl").write_text(json.dumps(DEMANDS[0] | {"tag": "taste"})), "taste"),
+        (lambda f: (f / "00000/metadata.jsonl").write_text(""), "metadata.jsonl: empty"),
+        (lambda f: (f / "00000/metadata.jsonl").write_text(2 * f"{json.dumps(DEMANDS[0])}\n"), "2 lines, a prompt's"),
+        (lambda f: (f / "00000/metadata.jsonl").unlink(), "metadata.jsonl"),
+    ],
+)
+def test_a_folder_that_does_not_fit_geneval_is_named(tmp_path, root, pictures, spoil, words):
+    spoil(pictures)
+    assert words in refused(tmp_path, root, pictures, kind="geneval")
+
+
+def test_what_does_not_fit_distances_is_named(tmp_path, root, sprint_folder):
+    folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
+    assert "fid_pictures_min is 13" in refused(tmp_path, root, folder, kind="distances", fid_pictures_min=13)
+    assert "12 captions, the protocol asks for 11" in refused(tmp_path, root, folder, kind="distances", pictures=11)
+    (folder / "people/10.png").unlink()
+    assert "people/10: no picture of that name" in refused(tmp_path, root, folder, kind="distances")
+    assert "no such folder" in refused(tmp_path, root, tmp_path / "none", kind="distances")
+    other = root / "data/source/real/other.json"
+    storage.write_json(other, json.loads((other.parent / "meta_data.json").read_text()) | {"00": {"category": ".."}})
+    assert "00: expected a category and a prompt" in refused(
+        tmp_path, root, folder, kind="distances", captions="other.json"
+    )
+
+
+@pytest.mark.parametrize("judge", ["detector", "clip"])
+def test_weights_that_are_missing_or_others_are_named(tmp_path, root, pictures, judge):
+    missing = WEIGHTS[judge] | {"folder": "data/weights/none"}
+    assert "data/weights/none: no such folder" in refused(tmp_path, root, pictures, kind="geneval", **{judge: missing})
+    other = WEIGHTS[judge] | {"sha256": "0" * 64}
+    assert "the protocol asks for 000" in refused(tmp_path, root, pictures, kind="geneval", **{judge: other})
+
+
+def test_a_protocol_file_is_strict(tmp_path, root, pictures):
+    assert "no such file" in refused_file(tmp_path / "none.yaml")
+    assert "protocol.yaml: geneval.prompts" in refused(tmp_path, root, pictures, kind="geneval", prompts=0)
+    assert "geneval.colour: Extra inputs" in refused(tmp_path, root, pictures, kind="geneval", colour=1)
+    (tmp_path / "p.yaml").write_text("kind: taste\n")
+    assert "p.yaml" in refused_file(tmp_path / "p.yaml")
+
+
+def refused_file(path):
+    with pytest.raises(ValueError) as told:  # noqa: PT011  each test looks at the words
+        folder_protocol.load(path)
+    return str(told.value)
+
+
+def test_the_protocols_that_ship_can_be_read(request):
+    for path in (request.config.rootpath / "profiles/protocols").glob("*.yaml"):
+        assert folder_protocol.load(path).drawn.instruction == "pipeline"
