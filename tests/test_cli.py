@@ -134,6 +134,15 @@ def test_summary_tells_places_scores_versions_and_next_commands(finished):
     ]
 
 
+def test_summary_asks_for_a_caption_of_the_profiles_own_data(finished):
+    from pyarrow import Table, parquet
+
+    call("use", "digits")
+    (finished / "data/raw").mkdir(parents=True)
+    parquet.write_table(Table.from_pydict({"caption": ['the digit "seven"']}), finished / "data/raw/manifest.parquet")
+    assert """generate "the digit 'seven'" --steps 1""" in call("summary")
+
+
 def test_summary_before_the_first_run_says_what_to_do(repository):
     assert "run `dvc repro` first" in refused("summary")
 

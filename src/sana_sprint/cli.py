@@ -233,7 +233,7 @@ def _prompt(root: Path) -> str:
         return "two red circles"
     from pyarrow import parquet
 
-    captions = parquet.readconsole.table(manifest, columns=["caption"])["caption"]
+    captions = parquet.read_table(manifest, columns=["caption"])["caption"]
     return str(captions[0].as_py()).replace('"', "'") if len(captions) else "two red circles"
 
 

@@ -37,18 +37,20 @@ def sample(
 def score(
     protocol: ProtocolFile,
     folder: Annotated[Path, typer.Argument(help="The pictures: GenEval's layout, or <category>/<name>.png.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: data/scores/<protocol>-<folder>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write into; default: one of its own in data/scores.")
+    ] = None,
 ) -> None:
     """Score a folder of pictures, made here or elsewhere, under a protocol."""
     from sana_sprint.evaluation import folder_geneval, folder_scores
 
     root = lineage.repository()
-    place = out or root / SCORED / f"{protocol.stem}-{folder.resolve().name}"
+    of_place = storage.digest_of(str(folder.resolve()))[:8]  # folders of one name lie in many places
+    place = out or root / SCORED / f"{protocol.stem}-{folder.resolve().name}-{of_place}"
     found = folder_scores.run(protocol, folder, root / "data/cache/score", root)
-    with storage.whole_folder(place) as unfinished:
-        if looked := found.pop("looked", None):
-            storage.write_text(unfinished / "results.jsonl", folder_geneval.results_lines(looked))
-        storage.write_json(unfinished / "scores.json", found)
+    if looked := found.pop("looked", None):
+        storage.write_text(place / "results.jsonl", folder_geneval.results_lines(looked))
+    storage.write_json(place / "scores.json", found)
     parts = [*found["scores"].items(), *found["scores"].get("tasks", {}).items()]
     rows = [[name, f"{part['value']:.4f}", f"{part['se']:.4f}"] for name, part in parts if "value" in part]
     title = f"{folder}: {found['pictures']} pictures, protocol {found['protocol_digest'][:12]}"

@@ -40,9 +40,8 @@ def root(tmp_path_factory):
     weights = place / "data/weights"
     test_detector.made_folder(weights / "detector", test_detector.sure_of("cat"))
     test_colours.tiny_clip().save(weights / "clip")
-    torch.manual_seed(3)
     (weights / "inception").mkdir()
-    save_file(inception.Inception().state_dict(), weights / "inception/model.safetensors")
+    save_file(spread(inception.Inception()), weights / "inception/model.safetensors")
     (place / "data/source").mkdir()
     (place / "data/source/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in DEMANDS))
     captions = {}
@@ -52,6 +51,15 @@ def root(tmp_path_factory):
         write(place / f"data/source/real/{category}/{number:02d}.jpg", number)
     storage.write_json(place / "data/source/real/meta_data.json", captions)
     return place
+
+
+def spread(network):
+    """The weights of a network whose features are of the size of its input, not next to nothing."""
+    torch.manual_seed(3)
+    for weight in network.parameters():
+        if weight.dim() == 4:
+            torch.nn.init.kaiming_normal_(weight)
+    return network.state_dict()
 
 
 def write(path, seed, size=(64, 64)):
@@ -64,7 +72,8 @@ def protocol_file(place, **changes):
     kinds = {
         "geneval": {
             "kind": "geneval", "metadata": "data/source/metadata.jsonl", "prompts": 3, "pictures_per_prompt": 2,
-            "size_px": SIZE, "drawn": DRAWN, **{name: WEIGHTS[name] for name in ("detector", "clip")},
+            "size_px": SIZE, "drawn": DRAWN, "detector_size": {"height": 32, "width": 64},
+            **{name: WEIGHTS[name] for name in ("detector", "clip")},
         },
         "distances": {
             "kind": "distances", "reference": "data/source/real", "captions": "meta_data.json", "pictures": 12,
@@ -130,7 +139,8 @@ def test_a_folder_drawn_otherwise_is_refused(tmp_path, root, sprint_folder):
 
 def test_geneval_scores_are_the_judges_verdicts_by_task_with_errors_over_prompts(tmp_path, root, pictures):
     found = score(tmp_path, root, pictures, kind="geneval")
-    judge = geneval_judge.load(root / "data/weights/detector", root / "data/weights/clip")
+    size = {"height": 32, "width": 64}
+    judge = geneval_judge.load(root / "data/weights/detector", root / "data/weights/clip", size)
     for one in found["looked"]:
         number = int(one["picture"][:5])
         prompt = Prompt(number, "", "", "", "", DEMANDS[number])
@@ -165,14 +175,49 @@ def test_the_digest_covers_weights_demands_and_content(tmp_path, root, pictures)
     base = score(tmp_path, root, pictures, kind="geneval")["protocol_digest"]
     shutil.copytree(root, tmp_path / "other")
     assert score(tmp_path, tmp_path / "other", pictures, kind="geneval")["protocol_digest"] == base
-    digests = {base, score(tmp_path, root, pictures, kind="geneval", drawn=DRAWN | {"seed": 1})["protocol_digest"]}
+    shutil.copytree(pictures, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("drawn.json"))
+    elsewhere = score(tmp_path, root, tmp_path / "elsewhere", kind="geneval")
+    assert elsewhere["protocol"]["drawn"] is None  # nobody knows
+    digests = {base, elsewhere["protocol_digest"]}
     clip = tmp_path / "other/data/weights/clip/preprocessor_config.json"
     clip.write_text(clip.read_text() + " ")
     digests.add(score(tmp_path, tmp_path / "other", pictures, kind="geneval")["protocol_digest"])
     other = DEMANDS[0] | {"prompt": "a picture of a cat"}
     (pictures / "00000/metadata.jsonl").write_text(json.dumps(other))
     digests.add(score(tmp_path, root, pictures, kind="geneval")["protocol_digest"])
-    assert len(digests) == 4
+    small = {"height": 64, "width": 64}
+    digests.add(score(tmp_path, root, pictures, kind="geneval", detector_size=small)["protocol_digest"])
+    assert len(digests) == 5
+
+
+def test_pictures_drawn_otherwise_or_of_another_size_do_not_pass_by_the_cache(tmp_path, root, pictures):
+    score(tmp_path, root, pictures, kind="geneval")
+    other = DRAWN | {"guidance": 4.0, "times": {"1": [1.5, 0.0]}}
+    assert "drawn with other guidance, times than" in refused(tmp_path, root, pictures, kind="geneval", drawn=other)
+    large = {"width": 128, "height": 128}
+    assert "64 x 64 px, the protocol asks for 128 x 128" in refused(
+        tmp_path, root, pictures, kind="geneval", size_px=large
+    )
+
+
+def test_prompts_that_changed_are_not_drawn_into_the_pictures_of_others(tmp_path, root, sprint_folder):
+    own = tmp_path / "own"
+    shutil.copytree(root / "data/source", own / "data/source")
+    sampled(tmp_path, own, sprint_folder, "geneval")
+    path = own / "data/source/metadata.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
+    with pytest.raises(ValueError, match="drawn by another model or otherwise"):
+        sampled(tmp_path, own, sprint_folder, "geneval")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"metadata\.jsonl: no such file; see README, section Protocols"):
+        sampled(tmp_path, own, sprint_folder, "geneval")
+
+
+def test_a_released_folder_without_our_sampling_is_drawn(tmp_path, root, sprint_folder):
+    stock = tmp_path / "stock"
+    shutil.copytree(sprint_folder, stock, ignore=shutil.ignore_patterns("sampling.json"))
+    assert folder_draw.sigma_d_of(stock) == folder_draw.sigma_d_of(sprint_folder) == 0.5
+    assert sampled(tmp_path, root, stock, "geneval")[1] == (6, 6)
 
 
 def test_results_are_read_as_genevals_own_summary_reads_them(tmp_path, root, pictures):
@@ -200,6 +245,7 @@ def test_distances_are_those_of_the_features_and_looked_at_once(tmp_path, root, 
     real, drawn = read(root / "data/source/real", "jpg"), read(folder, "png")
     a, b = (net.features(pictures, 12) for pictures in (real, drawn))
     c, d = (clip.pictures(pictures) for pictures in (real, drawn))
+    assert metrics.frechet(a, b) > 0.1
     rows = [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
     scores = {name: part["value"] for name, part in found["scores"].items() if "value" in part}
     texts = clip.captions([one["prompt"] for one in captions.values()])
@@ -213,8 +259,8 @@ def test_distances_are_those_of_the_features_and_looked_at_once(tmp_path, root, 
             "recall": distances.precision_recall(a[rows], b[rows], 2)[1],
             "clip_score": metrics.clip_score(d, texts).value,
         },
-        rel=1e-3,
-        abs=1e-4,
+        rel=1e-2,
+        abs=1e-5,
     )
     assert {name: part["n"] for name, part in found["scores"]["categories"].items()} == {"animals": 8, "people": 4}
     monkeypatch.setattr(inception.Inception, "features", lambda *_: pytest.fail("looked again"))

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -37,10 +38,24 @@ def done(inputs, params, tmp_path_factory):
     """The same job on two workers, with whole networks and with sharded ones; each is run once."""
 
     def of(shard: str) -> job.Job:
-        made = inputs.job(tmp_path_factory.getbasetemp() / f"sharded-{shard}", params)
+        made = inputs.job(tmp_path_factory.getbasetemp() / f"sharded-{shard}", params, scorer=by_drawing())
         return made if made.finished() else run(made, shard)
 
     return of
+
+
+def by_drawing():
+    """A scorer that runs the network, as quick scores do, before the first step too."""
+    text, noise = tiny.text(), torch.randn(3, tiny.CHANNELS, tiny.SIZE, tiny.SIZE)
+
+    def scorer(network):
+        from sana_sprint.models import networks
+
+        with torch.no_grad():
+            v = networks.flow_velocity(network, text, torch.full((3,), 2.0))(noise, torch.full((3,), 0.5))
+        return {"1": v.abs().mean().item()}
+
+    return scorer
 
 
 def run(made: job.Job, shard: str) -> job.Job:

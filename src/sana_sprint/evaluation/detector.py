@@ -66,6 +66,7 @@ class Detector:
     model: Any
     processor: Any
     names: tuple[str, ...]
+    size: dict[str, int] | None  # to which pictures are resized, None: as the folder's preprocessor says
 
     def detect(self, pictures: Sequence[np.ndarray] | np.ndarray) -> list[dict[str, list[Found]]]:
         """Returns the objects in each RGB uint8 picture (H, W, 3) by class, at most 100 a picture with their masks.
@@ -76,7 +77,8 @@ class Detector:
     @torch.inference_mode()
     def look(self, picture: np.ndarray) -> dict[str, list[Found]]:
         """Returns the objects in one picture by class."""
-        inputs = self.processor([picture], input_data_format="channels_last", return_tensors="pt")
+        own = {"size": self.size} if self.size else {}
+        inputs = self.processor([picture], input_data_format="channels_last", return_tensors="pt", **own)
         seen = inputs["pixel_mask"][0].bool()
         out = self.model(inputs["pixel_values"].to(self.model.device), inputs["pixel_mask"].to(self.model.device))
         resized = (int(seen.any(1).sum()), int(seen.any(0).sum()))
@@ -126,8 +128,9 @@ def outline(logits: Tensor) -> Outline | None:
     return Outline(mask.cpu().numpy(), box, quality)
 
 
-def load(folder: Path) -> Detector:
-    """Returns the detector of a local folder. Raises ValueError naming the folder and what it lacks or is instead."""
+def load(folder: Path, size: dict[str, int] | None = None) -> Detector:
+    """Returns the detector of a local folder, for pictures resized to `size` (as transformers names it, None: as the
+    folder's preprocessor says). Raises ValueError naming the folder and what it lacks or is instead."""
     from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
@@ -145,4 +148,4 @@ def load(folder: Path) -> Detector:
         raise ValueError(f"{folder}/model.safetensors: lacks {len(lacking)} weights ({lacking[0]}); fetch it again")
     processor = Mask2FormerImageProcessorPil.from_pretrained(folder, local_files_only=True)
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return Detector(model.eval(), processor, tuple(GENEVAL_NAMES.get(label, label) for label in labels))
+    return Detector(model.eval(), processor, tuple(GENEVAL_NAMES.get(label, label) for label in labels), size)

@@ -28,11 +28,12 @@ def packages() -> Reading:
     """Returns the counters of the processor's packages (Intel and AMD RAPL), readable by root alone on most systems."""
     found = {}
     for zone in sorted(POWERCAP.glob("intel-rapl:*")):
-        if zone.name.count(":") == 1:
-            try:
-                spent, most = (int((zone / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
-            except (OSError, ValueError):
-                continue
+        try:
+            is_package = (zone / "name").read_text().startswith("package")  # others are parts, or the whole platform
+            spent, most = (int((zone / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
+        except (OSError, ValueError):
+            continue
+        if is_package:
             found[zone.name] = (spent / 1e6, most / 1e6)
     return found
 

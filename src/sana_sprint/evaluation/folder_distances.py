@@ -81,13 +81,14 @@ def features(paths: Sequence[Path], network: Network, cache: Path, batch: int, s
     return torch.cat(parts)
 
 
-def run(protocol: Distances, folder: Path, cache: Path, root: Path) -> dict[str, Any]:
+def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[str, Any]) -> dict[str, Any]:
     """Returns FID, KID and precision and recall on Inception features, FID and CMMD on CLIP's, the CLIP score, and FID
     and CLIP score per category."""
     asked = pairs(protocol, folder, root)
     weights = {name: folder_protocol.weights(getattr(protocol, name), root) for name in ("inception", "clip")}
     real = storage.digest_of([storage.digest(pair.real) for pair in asked])
     described = protocol.model_dump() | weights | {"real": real, "captions_asked": [pair.caption for pair in asked]}
+    described |= how
     described["resize"] = "Inception: bilinear to 299 px, no antialiasing; CLIP: bicubic as its preprocessor says"
     clip = clip_judge.load(root / protocol.clip.folder)
     network = inception.load(root / protocol.inception.folder).to(generate.device())
@@ -99,9 +100,10 @@ def run(protocol: Distances, folder: Path, cache: Path, root: Path) -> dict[str,
     seen: dict[str, dict[str, Tensor]] = {}
     for name, net in nets.items():
         where = cache / f"features-{weights[name]['sha256'][:16]}"
+        sized = where / f"{protocol.size_px.width}x{protocol.size_px.height}"  # what lies there had this size
         seen[name] = {
             "real": features([p.real for p in asked], net, where, protocol.batch, None, f"{name}, real"),
-            "drawn": features([p.drawn for p in asked], net, where, protocol.batch, protocol.size_px, f"{name}, drawn"),
+            "drawn": features([p.drawn for p in asked], net, sized, protocol.batch, protocol.size_px, f"{name}, drawn"),
         }
     texts = clip.captions([pair.caption for pair in asked])
     return {

@@ -1,7 +1,7 @@
 """Pictures for a protocol by a student, in the layout that is scored: what `sana-sprint sample` draws.
 
 A picture is a file, written whole; a run that was cut short draws the ones that are missing. Its noise depends on seed,
-prompt and number alone, so that any batch, order or number of processes draws the same.
+prompt and number alone, never on batch or order. One process draws in a folder at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sana_sprint import config, storage
 from sana_sprint.evaluation import folder_protocol, generate, geneval
 from sana_sprint.evaluation.protocol import Prompt
+from sana_sprint.models import networks
 
 if TYPE_CHECKING:
     from sana_sprint.evaluation.folder_protocol import Distances, Drawn, GenEval
@@ -50,14 +51,19 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, batch: int, 
         "steps": steps,
         "size_px": protocol.size_px.model_dump(),
     }
-    claim(folder, how | {"model": storage.digest(model)})
+    asked = (
+        protocol.metadata
+        if isinstance(protocol, folder_protocol.GenEval)
+        else f"{protocol.reference}/{protocol.captions}"
+    )
+    claim(folder, how | {"model": storage.digest(model), "prompts": storage.digest(existing(root / asked))})
     if isinstance(protocol, folder_protocol.GenEval):
         targets = geneval_targets(protocol, folder, root)
     else:
         targets = captioned_targets(protocol, folder, root)
     missing = [target for target in targets if not target.path.is_file()]
-    sigma_d = storage.read_json(model / "sampling.json")["sigma_d"]
-    loaded = generate.load(model, sampling_of(protocol, steps, times), sigma_d)
+    loaded = generate.load(model, sampling_of(protocol, steps, times), sigma_d_of(model))
+    networks.time_in_float32(loaded.pipe.transformer)  # in bfloat16 the times near pi/2 are one
     for start in tqdm(range(0, len(missing), batch), desc="sample", mininterval=3):
         draw(loaded, missing[start : start + batch], steps, protocol.drawn)
     return len(missing), len(targets)
@@ -73,6 +79,22 @@ def draw(loaded: Loaded, targets: list[Target], steps: int, drawn: Drawn) -> Non
         target.path.parent.mkdir(parents=True, exist_ok=True)
         with storage.whole_file(target.path) as unfinished:
             Image.fromarray(picture).save(unfinished, "PNG")
+
+
+def sigma_d_of(model: Path) -> float:
+    """Returns sigma_d of a student of ours, or that of a released folder by its scheduler."""
+    ours, stock = model / "sampling.json", model / "scheduler/scheduler_config.json"
+    found = storage.read_json(ours).get("sigma_d") if ours.is_file() else storage.read_json(stock).get("sigma_data")
+    if found is None:
+        raise ValueError(f"{stock}: no sigma_data; name a SanaSprintPipeline folder, whose scheduler is SCMScheduler")
+    return float(found)
+
+
+def existing(path: Path) -> Path:
+    """Returns the path of a file that must be there."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; see README, section Protocols, for what belongs there")
+    return path
 
 
 def claim(folder: Path, how: dict[str, Any]) -> None:

@@ -80,15 +80,17 @@ class Kept:
             file.write(json.dumps(self.lines[key], sort_keys=True) + "\n")
 
 
-def run(protocol: GenEval, folder: Path, cache: Path, root: Path) -> dict[str, Any]:
-    """Returns GenEval's scores of a folder in its own layout, and what was seen in every picture."""
+def run(protocol: GenEval, folder: Path, cache: Path, root: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """Returns GenEval's scores of a folder in its own layout, and what was seen in every picture; `how` is what the
+    protocol's digest says of the drawing."""
     asked = samples(protocol, folder)
     weights = {name: folder_protocol.weights(getattr(protocol, name), root) for name in ("detector", "clip")}
     demands = [sample.prompt.demand for sample in asked]
-    described = protocol.model_dump() | weights | {"demands": storage.digest_of(demands), "rules": geneval.RULES}
+    terms = {"rules": geneval.RULES, "detector_size": protocol.detector_size, "size_px": protocol.size_px.model_dump()}
+    described = protocol.model_dump() | weights | terms | {"demands": storage.digest_of(demands)} | how
     digest = storage.digest_of(described)
-    judge = geneval_judge.load(root / protocol.detector.folder, root / protocol.clip.folder)
-    kept, looked = Kept(cache / f"geneval-{storage.digest_of(weights)[:16]}.jsonl"), []
+    judge = geneval_judge.load(root / protocol.detector.folder, root / protocol.clip.folder, protocol.detector_size)
+    kept, looked = Kept(cache / f"geneval-{storage.digest_of([weights, terms])[:16]}.jsonl"), []
     for sample in tqdm(asked, desc="geneval", mininterval=3):
         key = storage.digest_of([storage.digest(sample.path), sample.prompt.demand])
         if key not in kept.lines:

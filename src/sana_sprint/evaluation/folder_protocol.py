@@ -58,6 +58,7 @@ class GenEval(Section):
     pictures_per_prompt: Positive
     size_px: Size
     detector: Weights
+    detector_size: dict[str, Positive]  # to which the detector's pictures are resized, as transformers names it
     clip: Weights
     drawn: Drawn
 

@@ -10,6 +10,8 @@ from sana_sprint.evaluation import folder_distances, folder_draw, folder_geneval
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sana_sprint.evaluation.folder_protocol import Distances, GenEval
+
 
 def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str, Any]:
     """Returns {"protocol", "protocol_digest", "pictures", "scores", "drawn", "machine"}, for GenEval also "looked", a
@@ -18,10 +20,23 @@ def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str,
     protocol = folder_protocol.load(protocol_file)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name a folder of pictures")
-    if isinstance(protocol, folder_protocol.GenEval):
-        found = folder_geneval.run(protocol, folder, cache, root)
-    else:
-        found = folder_distances.run(protocol, folder, cache, root)
     path = folder / folder_draw.DRAWN
     drawn = storage.read_json(path) if path.is_file() else None
+    if drawn is not None:
+        check(drawn, protocol, path)
+    how = None if drawn is None else protocol.drawn.model_dump()  # of pictures made elsewhere nobody knows
+    if isinstance(protocol, folder_protocol.GenEval):
+        found = folder_geneval.run(protocol, folder, cache, root, {"drawn": how})
+    else:
+        found = folder_distances.run(protocol, folder, cache, root, {"drawn": how})
     return found | {"drawn": drawn, "machine": latency.machine()}
+
+
+def check(drawn: dict[str, Any], protocol: GenEval | Distances, path: Path) -> None:
+    """Raises ValueError naming the keys by which pictures were drawn otherwise than the protocol says."""
+    asked = protocol.drawn.model_dump() | {"times": protocol.drawn.times.get(str(drawn["steps"]))}
+    other = sorted(key for key in asked if drawn["drawn"].get(key) != asked[key])
+    if other:
+        raise ValueError(
+            f"{path}: drawn with other {', '.join(other)} than the protocol says; draw them by this protocol"
+        )

@@ -65,7 +65,7 @@ class Loaded:
         )[:2]
         return networks.Text(embeds, mask)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: FSDP2 keeps the buffers of a first pass
     def student(self, captions: Sequence[str], noises: Sequence[Tensor]) -> np.ndarray:
         """Returns pictures (B, H, W, 3) uint8 in as many steps as there are noises, each (B, C, H, W)."""
         text = self.text(captions)
@@ -75,7 +75,7 @@ class Loaded:
         times = self.sampling.times[str(len(noises))]
         return self.decode(sample.consistency(F, noises, times, self.sigma_d))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: FSDP2 keeps the buffers of a first pass
     def teacher(self, captions: Sequence[str], noises: Sequence[Tensor]) -> np.ndarray:
         """Returns pictures (B, H, W, 3) uint8 by the guided flow ODE in sampling.teacher_steps from
         noises[0].

@@ -57,10 +57,10 @@ class GenEval:
             )
 
 
-def load(detector_folder: Path, clip_folder: Path) -> GenEval:
+def load(detector_folder: Path, clip_folder: Path, detector_size: dict[str, int] | None = None) -> GenEval:
     """Returns the judge of two local folders, on the accelerator if there is one. Raises ValueError naming what one
-    lacks."""
-    eyes, clip = detector.load(detector_folder), clip_judge.load(clip_folder)
+    lacks. `detector_size`: that of its folder's preprocessor by default."""
+    eyes, clip = detector.load(detector_folder, detector_size), clip_judge.load(clip_folder)
     for model in (eyes.model, clip.model):
         model.to(generate.device())
     return GenEval(eyes, Colours(clip))

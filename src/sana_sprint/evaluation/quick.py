@@ -56,7 +56,7 @@ class Score:
         """Returns the same of a student that is not distilled yet: the flow ODE with its embedded guidance."""
         borrowed = self._with(network)
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def draw(captions: Sequence[str], noises: Sequence[Tensor]) -> np.ndarray:
             text, sampling = borrowed.text(captions), borrowed.sampling
             guidance_B = torch.full((len(text),), sampling.guidance, device=borrowed.device)

@@ -64,6 +64,8 @@ class Student:
 def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, student: Student) -> dict[str, Any]:
     """Returns the lists found, the trials behind them, and what they gain over schedule.baseline on captions kept
     apart, as JSON."""
+    if params.seed == judged.seed:
+        raise ValueError(f"schedule.seed: evaluate draws its noise by {params.seed} too; choose another")
     rows, shared = training_rows(student.raw, judged)
     tried, checked = prompts(rows, params, judged)
     loaded = generate.load(student.pipeline, sampling, sigma_d)
@@ -81,7 +83,12 @@ def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, 
     return {
         "times": {k: [*times, 0.0] for k, times in found.items()},
         "measure": measure,
-        "captions": {"tried": len(tried), "checked": len(checked), "shared_with_evaluate": shared},
+        "captions": {
+            "tried": len(tried),
+            "checked": len(checked),
+            "in_both": len({p.caption for p in tried} & {p.caption for p in checked}),
+            "shared_with_evaluate": shared,
+        },
         "trials": {str(k): [asdict(t) | {"score": tally.plain(t.score)} for t in ts] for k, ts in enumerate(curves, 1)},
         "gains": {k: gain(checked, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()},
     }
@@ -111,13 +118,16 @@ def training_rows(raw: Path, judged: Evaluate) -> tuple[list[manifest.Row], int]
 
 
 def prompts(rows: list[manifest.Row], params: Schedule, judged: Evaluate) -> tuple[list[Prompt], list[Prompt]]:
-    """Returns the captions to search on and as many others to check on: every other one of a task."""
+    """Returns the captions to search on and others to check on: every other one of a task; of a task with a single
+    caption, every other of its rows, which differ in noise alone."""
     both = protocol.prompts(rows, judged.model_copy(update={"prompts_per_task": 2 * params.prompts_per_task}))
-    places: dict[str, int] = {}
-    halves: tuple[list[Prompt], list[Prompt]] = ([], [])
+    places: dict[str, dict[str, int]] = {}
     for prompt in both:
-        places[prompt.task] = place = places.get(prompt.task, -1) + 1
-        halves[place % 2].append(prompt)
+        places.setdefault(prompt.task, {}).setdefault(prompt.caption, len(places[prompt.task]))
+    halves: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for number, prompt in enumerate(both):
+        captions = places[prompt.task]
+        halves[(captions[prompt.caption] if len(captions) > 1 else number) % 2].append(prompt)
     if not all(halves):
         raise ValueError("data/raw: too few training captions to search times on; give prepare more pictures")
     return halves
@@ -174,17 +184,17 @@ class Draws:
     def __init__(self, loaded: Loaded, asked: Sequence[Prompt], seed: int, batch: int) -> None:
         self.loaded = loaded
         parts = [asked[start : start + batch] for start in range(0, len(asked), batch)]
-        with torch.inference_mode():
+        with torch.no_grad():
             self.texts = [loaded.text([p.caption for p in part]) for part in parts]
         self.noises = [generate.noises(loaded, part, STEPS, seed) for part in parts]
         self.kept: OrderedDict[Times, list[Tensor]] = OrderedDict()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def pictures(self, times: Times) -> np.ndarray:
         """Returns a picture per prompt (N, H, W, 3) uint8."""
         return np.concatenate([self.loaded.decode(x_0 / self.loaded.sigma_d) for x_0 in self.latents(times)])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def latents(self, times: Times) -> list[Tensor]:
         """Returns x_0 (B, C, H, W) of scale sigma_d per batch."""
         start = next((k for k in range(len(times), 0, -1) if times[:k] in self.kept), 0)

@@ -40,11 +40,11 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
 
 def go_back(job: Job, share: draws.Share, ill: health.Ill, returns: int) -> None:
     """Makes ready for a return: checkpoints that hold the fault already go. Raises `health.Ill` after too many."""
+    if ill.proved is not None:
+        checkpoints.forget_after(job.checkpoints, ill.proved)
     if returns > job.params.health.returns_max:
         tries = f"{returns} time" + "s" * (returns > 1)
         raise health.Ill(f"ill {tries}, given up: {ill}") from None
-    if ill.proved is not None:
-        checkpoints.forget_after(job.checkpoints, ill.proved)
     if share.rank == 0:
         sys.stdout.write(f"distill {job.size}: {ill}\ndistill {job.size}: return {returns}, other draws\n")
 

@@ -77,9 +77,10 @@ class Grids(L.Callback):
         if turn or iteration % self.job.params.grid_every:
             return
         latents = self.latents(pl_module)
-        if len(self.text) > 1:
-            pl_module.log(health.DIVERSITY, latents[0].std(0).mean())
-        if not all(x_0.isfinite().all() for x_0 in latents):
+        finite = all(x_0.isfinite().all() for x_0 in latents)
+        if len(self.text) > 1 or not finite:
+            pl_module.log(health.DIVERSITY, latents[0].std(0).mean() if finite else torch.tensor(torch.nan))
+        if not finite:
             return  # no picture; health reads the diversity and stops the run
         pl_module.log_dict(self.scores(trainer, pl_module, iteration))
         if trainer.is_global_zero:

@@ -102,7 +102,9 @@ class Health(L.Callback):
         self.values = on_all_workers(callbacks.newest(trainer))
         for name, value in self.values.items():
             if not math.isfinite(value):
-                raise Ill(f"{name} is {value}; likely the learning rate is too high: lower {self.rate_of(name)}")
+                proved = self.proved if name.startswith(("grid/", "score/")) else None
+                sentence = f"{name} is {value}; likely the learning rate is too high: lower {self.rate_of(name)}"
+                raise Ill(sentence, proved)
         if not turn:
             self.judge(iteration)
 
