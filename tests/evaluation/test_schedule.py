@@ -106,7 +106,11 @@ def run(folders, judge="scenes"):
 
 
 def test_the_result_has_lists_for_every_step_count_and_gains_over_the_baseline(found, folders, tmp_path):
-    assert set(found["times"]) == {"1", "2", "3", "4"}
+    assert set(found["times"]) == set(found["found"]) == {"1", "2", "3", "4"}
+    for k in ("1", "2"):
+        told = found["gains_where_sought"][k]["gain"]
+        better = told["value"] > told["se"]
+        assert found["times"][k] == (found["found"][k] if better else PARAMS.baseline[k])
     path = tmp_path / "schedule.json"
     path.write_text(json.dumps(found))
     assert schedule.sampling_by(path, SAMPLING).times == found["times"]
@@ -117,6 +121,13 @@ def test_the_result_has_lists_for_every_step_count_and_gains_over_the_baseline(f
         )  # rounded
     assert [len(trials) for trials in found["trials"].values()] == [2, 3, 2, 1]
     assert run(folders) == found
+
+
+def test_a_list_whose_gain_is_within_its_error_where_it_was_sought_is_not_taken():
+    found = {"1": (1.55,), "2": (1.55, 0.9), "3": (1.55, 0.9, 0.4)}
+    pairs = {"1": (found["1"], (1.57,)), "2": (found["2"], (1.57, 1.3))}
+    gains = {"1": {"gain": {"value": 0.02, "se": 0.02}}, "2": {"gain": {"value": 0.03, "se": 0.02}}}
+    assert schedule.taken(found, pairs, gains) == found | {"1": (1.57,)}
 
 
 def test_a_gain_is_paired_by_prompt(prompts):

@@ -147,17 +147,18 @@ def tasks(result: dict[str, Any], path: Path) -> None:
 
 def schedule(found: dict[str, Any], path: Path) -> None:
     """Writes one panel per step count of a schedule's search: score against the new time, with standard errors, its
-    smoothed curve, and the time that was taken; the times it joined are dotted."""
+    smoothed curve, and the time that was found; the times it joined are dotted."""
     fig, axes = figure(len(found["trials"]))
     for ax, (steps, trials) in zip(axes, found["trials"].items(), strict=True):
         new, values = [t["new"] for t in trials], [t["score"]["value"] for t in trials]
         errors = [t["score"]["se"] for t in trials]
         ax.errorbar(new, values, yerr=errors, color=COLOURS[0], marker="o", markersize=3, linestyle="", alpha=0.5)
         ax.plot(new, [t["smoothed"] for t in trials], color=COLOURS[0], linewidth=1.4)
-        for time in found["times"][steps][:-1]:
-            taken = any(time == t["new"] for t in trials)
+        for time in found["found"][steps][:-1]:
+            taken = time == max(trials, key=lambda t: (t["smoothed"], t["new"]))["new"]
             ax.axvline(time, color=COLOURS[1] if taken else FAINT, linestyle="-" if taken else ":", linewidth=1)
-        ax.set_title(f"{steps} step" + "s" * (steps != "1"), fontsize=9, color=INK, loc="left")
+        kept = "" if found["times"][steps] == found["found"][steps] else ": no gain, the baseline stays"
+        ax.set_title(f"{steps} step" + "s" * (steps != "1") + kept, fontsize=9, color=INK, loc="left")
         ax.set_xlabel("the new time, radians", fontsize=8, color=FAINT)
     axes[0].set_ylabel(found["measure"].replace("_", " "), fontsize=8, color=FAINT)
     save(fig, path)

@@ -62,8 +62,9 @@ class Student:
 
 
 def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, student: Student) -> dict[str, Any]:
-    """Returns the lists found, the trials behind them, and what they gain over schedule.baseline on captions kept
-    apart, as JSON."""
+    """Returns the lists to draw with, those found, the trials behind them, and what they gain over schedule.baseline on
+    the captions tried and on captions kept apart, as JSON. A list that does not gain more than a standard error where
+    it was sought, where it looks at its best, is not taken: the baseline's is."""
     if params.seed == judged.seed:
         raise ValueError(f"schedule.seed: evaluate draws its noise by {params.seed} too; choose another")
     rows, shared = training_rows(student.raw, judged)
@@ -78,10 +79,12 @@ def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, 
 
     curves = search(score, params, STEPS)
     found = {str(k): best(trials).times for k, trials in enumerate(curves, 1)}
-    draws, marks = Draws(loaded, checked, params.seed, judged.batch), marks_of(judged.judge, student.judge, checked)[1]
     pairs = {k: (found[k], tuple(times[:-1])) for k, times in params.baseline.items()}
+    on_tried = {k: gain(tried, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()}
+    draws, marks = Draws(loaded, checked, params.seed, judged.batch), marks_of(judged.judge, student.judge, checked)[1]
     return {
-        "times": {k: [*times, 0.0] for k, times in found.items()},
+        "times": {k: [*times, 0.0] for k, times in taken(found, pairs, on_tried).items()},
+        "found": {k: [*times, 0.0] for k, times in found.items()},
         "measure": measure,
         "captions": {
             "tried": len(tried),
@@ -90,8 +93,17 @@ def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, 
             "shared_with_evaluate": shared,
         },
         "trials": {str(k): [asdict(t) | {"score": tally.plain(t.score)} for t in ts] for k, ts in enumerate(curves, 1)},
+        "gains_where_sought": on_tried,
         "gains": {k: gain(checked, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()},
     }
+
+
+def taken(
+    found: dict[str, Times], pairs: dict[str, tuple[Times, Times]], gains: dict[str, dict[str, dict[str, float]]]
+) -> dict[str, Times]:
+    """Returns the lists to draw with: those found, but the baseline's where the gain is within its standard error."""
+    within = {k for k, told in gains.items() if told["gain"]["value"] <= told["gain"]["se"]}
+    return {k: pairs[k][1] if k in within else times for k, times in found.items()}
 
 
 def sampling_by(path: Path, sampling: Sampling) -> Sampling:
