@@ -115,6 +115,9 @@ def pareto(result: dict[str, Any], path: Path) -> None:
         for k, place in zip(steps, zip(x, y, strict=True), strict=True):
             ax.annotate(k, place, textcoords="offset points", xytext=(6, -11), fontsize=8, color=FAINT)
     ax.set_xscale("log")
+    for axis_format in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis_format(lambda ms, _: f"{ms:g}")
+    ax.tick_params(which="both", colors=FAINT, labelsize=8)
     ax.set_xlabel("one picture, milliseconds (figures at the points: steps)", fontsize=8, color=FAINT)
     ax.set_ylabel(TITLES[name], fontsize=8, color=FAINT)
     ax.legend(frameon=False, fontsize=8)
