@@ -17,7 +17,10 @@ WAIT_S = 180
 GONE_S = 90  # Ray's daemons end with the process that started them
 # What a kill leaves its trace in, or a clock: everything else must be equal.
 COUNTS_ITS_RUN = {"data/metrics/encode.json"}  # encoded and kept: what this very run had to do
-LATENCIES = {f"data/metrics/evaluate/{size}.json" for size in SIZES} | {"data/reports/index.html"}
+LATENCIES = {"data/reports/index.html"}
+LATENCIES |= {
+    name for size in SIZES for name in (f"data/metrics/evaluate/{size}.json", f"data/plots/pareto-{size}.png")
+}
 DATED = {"data/reports/validation"}  # Data Docs say when
 CURVES = {f"data/metrics/curves/distill-{size}.json" for size in SIZES} | {"data/plots/curves"}
 ITS_OWN = {"images_per_s", "peak_memory_mb", "grid/diversity"}  # curves of this very run; a resume knows the next grid
