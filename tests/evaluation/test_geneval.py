@@ -359,7 +359,7 @@ def test_a_prompt_that_cannot_be_judged_is_named():
 def test_a_folder_of_real_networks_judges_arrays_and_lists(tmp_path):
     made_folder(tmp_path / "detector", sure_of("cat"))
     tiny_clip().save(tmp_path / "clip")
-    judge = geneval_judge.inside(tmp_path)
+    judge = geneval_judge.load(tmp_path / "detector", tmp_path / "clip")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
     assert judge.detector.names == NAMES
     prompts = [asked("single_object", [{"class": name, "count": 1}]) for name in ("cat", "computer mouse")]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sana_sprint.evaluation.detector import Detector
-    from sana_sprint.evaluation.judges import Judge, Verdict
+    from sana_sprint.evaluation.judges import Verdict
     from sana_sprint.evaluation.protocol import Prompt
 
 
@@ -64,8 +64,3 @@ def load(detector_folder: Path, clip_folder: Path, detector_size: dict[str, int]
     for model in (eyes.model, clip.model):
         model.to(generate.device())
     return GenEval(eyes, Colours(clip))
-
-
-def inside(folder: Path) -> Judge:
-    """Returns the judge of a folder with detector/ and clip/ in it."""
-    return load(folder / "detector", folder / "clip")
