@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sana_sprint import storage
-from sana_sprint.evaluation import classifier, evaluate, generate, latency, plots, protocol, sheets
+from sana_sprint.evaluation import classifier, evaluate, generate, judges, latency, plots, protocol, sheets
 from tests.evaluation.conftest import EVALUATE, SAMPLING, train_judge
 
 FOUR = {"1", "2", "3", "4"}
@@ -132,12 +132,31 @@ def test_grids_hold_the_shown_pictures_and_every_verdict(outcome, tmp_path):
     evaluate.write_grids(outcome, tmp_path / "small")
     names = {p.name for p in (tmp_path / "small").iterdir()}
     steps = {f"{k}_step.png" for k in (1, 2, 3, 4)}
-    assert names == steps | {"teacher.png", "teacher_vs_student.png", "verdicts.json"}
+    assert names == steps | {"teacher.png", "teacher_vs_student.png", "gallery", "verdicts.json"}
     content = storage.read_json(tmp_path / "small/verdicts.json")
     assert len(content["verdicts"]["student"]["1"]) == len(content["prompts"]) == 24
     with Image.open(tmp_path / "small/2_step.png") as sheet:
         tile = sheets.cut(sheet, 7, tuple(content["tile_px"]))
     assert np.array_equal(np.asarray(tile), outcome.shown["student"]["2"][7])
+
+
+def test_the_gallery_holds_a_tile_for_each_of_its_prompts_and_what_the_judge_saw(outcome, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "SHOWN", 7)
+    evaluate.write_grids(outcome, tmp_path / "small")
+    content = storage.read_json(tmp_path / "small/verdicts.json")
+    assert content["gallery"] == [p.index for p in protocol.shown(outcome.prompts, evaluate.GALLERY)]
+    assert len(content["gallery"]) == 24
+    assert content["gallery"][:7] == content["shown"]
+    names = {"teacher-3": ("teacher", "3")} | {f"student-{k}": ("student", k) for k in ("4", "2", "1")}
+    assert {p.stem for p in (tmp_path / "small/gallery").iterdir()} == set(names)
+    order = [outcome.prompts[index] for index in content["gallery"]]
+    for name, (model, steps) in names.items():
+        with Image.open(tmp_path / f"small/gallery/{name}.png") as sheet:
+            tiles = [np.asarray(sheets.cut(sheet, n, tuple(content["tile_px"]))) for n in range(len(order))]
+        said = [content["verdicts"][model][steps][index] for index in content["gallery"]]
+        assert [v._asdict() for v in judges.scenes(np.stack(tiles), order)] == said
+    with Image.open(tmp_path / "small/1_step.png") as sheet:
+        assert sheet.height == 2 * content["tile_px"][1]
 
 
 def test_plots_are_png_and_the_same_twice(outcome, tmp_path):

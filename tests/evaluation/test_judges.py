@@ -1,6 +1,7 @@
 """The judges' one signature, the CLIP and the classifier."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -31,7 +32,14 @@ def test_the_scene_judge_passes_real_pictures_and_fails_shuffled_ones(raw):
     rows = [row.key for row in manifest.read(raw, "eval")]
     pictures = shards.stack(raw, "eval")[[rows.index(p.key) for p in prompts]]
     judge = judges.load("scenes", raw)
-    assert all(v == (True, "") for v in judge(pictures, prompts))
+    verdicts = judge(pictures, prompts)
+    assert all(v[:2] == (True, "") for v in verdicts)
+    for verdict, prompt in zip(verdicts, prompts, strict=True):
+        shapes = Counter(one["label"].split(" ")[1] for one in verdict.seen)
+        asked = Counter()
+        for wanted in prompt.demand["objects"]:
+            asked[wanted["shape"]] += wanted.get("count", 1)
+        assert shapes == asked, prompt.caption
     wrong = [v for v in judge(np.roll(pictures, 5, axis=0), prompts) if not v.right]
     assert len(wrong) > 12
     assert all(v.reason for v in wrong)
@@ -57,7 +65,7 @@ def test_the_classifier_learns_saves_and_says_what_it_read(tmp_path):
     right = [protocol.Prompt(i, str(i), c, c, "seen", {}) for i, c in enumerate(captions)]
     assert [v.right for v in judge(pictures, right)] == [True] * 4
     verdicts = judge(pictures[::-1].copy(), right)
-    assert verdicts[0] == (False, "read as a standing bar")
+    assert verdicts[0] == (False, "read as a standing bar", [{"label": "read as: a standing bar", "box": None}])
 
 
 def test_the_classifier_is_the_same_twice():

@@ -23,8 +23,8 @@ def test_every_render_of_600_is_what_its_caption_says():
         task = scenes.TASKS[number % 6]
         heldout = number % 12 >= 6 and task in ("colors", "counting", "color_attr")
         scene = scenes.compose(rng, WORLD, task, heldout)
-        verdict = scene_parser.judge(np.asarray(scenes.draw(scene, 64)), scene.demand)
-        assert verdict == (True, ""), (scene.caption, verdict)
+        fault = scene_parser.fault(scene_parser.parse(np.asarray(scenes.draw(scene, 64))), scene.demand)
+        assert fault == "", (scene.caption, fault)
 
 
 def test_things_are_found_where_they_were_drawn():
@@ -32,6 +32,19 @@ def test_things_are_found_where_they_were_drawn():
     assert (found["circle"].colour, found["square"].colour) == ("red", "blue")
     assert found["circle"].x == pytest.approx(16, abs=1)
     assert found["square"].y == pytest.approx(32, abs=1)
+
+
+def test_a_box_holds_its_shape_and_nothing_else():
+    drawn = picture(RED_CIRCLE, BLUE_SQUARE)
+    seen = {one["label"]: one["box"] for one in (f.seen() for f in scene_parser.parse(drawn))}
+    assert set(seen) == {"red circle", "blue square"}
+    for label, (left, top, right, bottom) in seen.items():
+        centre = drawn[(top + bottom) // 2, (left + right) // 2]
+        assert tuple(centre) == scenes.PALETTE[label.split(" ")[0]]
+        around = drawn[top - 2 : bottom + 2, left - 2 : right + 2].astype(int)
+        ring = np.concatenate([around[0], around[-1], around[:, 0], around[:, -1]])
+        assert np.abs(ring - np.array(scenes.BACKGROUND)).max() < 40
+        assert (right - left, bottom - top) == pytest.approx((20, 20), abs=2)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +73,7 @@ def test_things_are_found_where_they_were_drawn():
 )
 def test_each_broken_demand_is_refused_with_its_reason(things, objects, relation, reason):
     demand = {"objects": objects} | ({"relation": relation} if relation else {})
-    assert scene_parser.judge(picture(*things), demand) == (False, reason)
+    assert scene_parser.fault(scene_parser.parse(picture(*things)), demand) == reason
 
 
 @pytest.mark.parametrize("relation", scenes.RELATIONS)
@@ -70,8 +83,9 @@ def test_each_relation_holds_one_way_only(relation):
     a = ("circle", "red", *places[relation])
     b = ("square", "blue", *places[opposite])
     demand = {"objects": [{"shape": "circle"}, {"shape": "square"}]}
-    assert scene_parser.judge(picture(a, b), demand | {"relation": relation})[0]
-    assert not scene_parser.judge(picture(a, b), demand | {"relation": opposite})[0]
+    found = scene_parser.parse(picture(a, b))
+    assert scene_parser.fault(found, demand | {"relation": relation}) == ""
+    assert scene_parser.fault(found, demand | {"relation": opposite}) == f"not {opposite}"
 
 
 def test_noise_shows_nothing():

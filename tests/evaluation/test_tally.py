@@ -10,7 +10,7 @@ from sana_sprint.evaluation.protocol import Prompt
 def test_overall_is_the_mean_of_tasks_and_heldout_stands_apart():
     prompts = [Prompt(i, str(i), "c", "a" if i < 4 else "b", "heldout" if i % 2 else "seen", {}) for i in range(6)]
     right = [True, False, True, False, True, True]
-    score = tally.by_task(prompts, [Verdict(r, "") for r in right])
+    score = tally.by_task(prompts, [Verdict(r, "", []) for r in right])
     assert score["tasks"]["a"]["value"] == 0.5
     assert score["tasks"]["b"] == {"value": 1.0, "se": score["tasks"]["b"]["se"], "n": 2}
     assert score["overall"]["value"] == 0.75  # not 4/6: tasks weigh the same

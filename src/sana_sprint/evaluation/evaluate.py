@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sana_sprint.evaluation.protocol import Prompt
 
 SHOWN = 24
+GALLERY = 240  # of protocol.shown, which begins with those of SHOWN
+COMPARED = ("4", "2", "1")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Court:
 
 @dataclass
 class Outcome:
-    """Evaluate's JSON, every verdict by model and steps, and the shown pictures by model and steps."""
+    """Evaluate's JSON, every verdict by model and steps, and the gallery's pictures, as tiles, by model and steps."""
 
     result: dict[str, Any]
     prompts: list[Prompt]
@@ -171,7 +173,10 @@ def enter(outcome: Outcome, court: Court, model: str, steps: str, pictures: np.n
     }
     outcome.result["scores"][model][steps] = tally.by_task(court.prompts, verdicts) | score
     outcome.verdicts[model][steps] = verdicts
-    outcome.shown[model][steps] = pictures[[p.index for p in protocol.shown(court.prompts, SHOWN)]]
+    if model in ("teacher", "student"):
+        order = [prompt.index for prompt in protocol.shown(court.prompts, GALLERY)]
+        tiles = [np.asarray(sheets.tile(pictures[index], sheets.TILE_MAX_PX)) for index in order]
+        outcome.shown[model][steps] = np.stack(tiles)
 
 
 def headline(result: dict[str, Any]) -> dict[str, float]:
@@ -195,24 +200,29 @@ def headline(result: dict[str, Any]) -> dict[str, float]:
 
 
 def write_grids(outcome: Outcome, folder: Path) -> None:
-    """Writes a contact sheet per step count and of the teacher, a captioned comparison, and verdicts.json
-    with every verdict and the place of each tile.
+    """Writes a contact sheet per step count and of the teacher, the longer ones of the gallery, a captioned
+    comparison, and verdicts.json with every verdict and the place of each tile.
     """
-    prompts = protocol.shown(outcome.prompts, SHOWN)
-    teacher = next(iter(outcome.shown["teacher"].values()))
+    prompts = protocol.shown(outcome.prompts, GALLERY)
+    ((teacher_steps, teacher),) = outcome.shown["teacher"].items()
     student = outcome.shown["student"]
-    titles = {"teacher": teacher} | {f"{k} step" + "s" * (k > 1): student[str(k)] for k in (4, 2, 1)}
+    titles = {"teacher": teacher} | {f"{k} step" + "s" * (k != "1"): student[k] for k in COMPARED}
+    gallery = {f"teacher-{teacher_steps}": teacher} | {f"student-{k}": student[k] for k in COMPARED}
     with storage.whole_folder(folder) as unfinished:
         for steps, pictures in student.items():
-            sheets.contact(pictures).save(unfinished / f"{steps}_step.png")
-        sheets.contact(teacher).save(unfinished / "teacher.png")
+            sheets.contact(pictures[:SHOWN]).save(unfinished / f"{steps}_step.png")
+        sheets.contact(teacher[:SHOWN]).save(unfinished / "teacher.png")
+        (unfinished / "gallery").mkdir()
+        for name, pictures in gallery.items():
+            sheets.contact(pictures).save(unfinished / f"gallery/{name}.png")
         sheets.comparison([p.caption for p in prompts[:12]], {t: x[:12] for t, x in titles.items()}).save(
             unfinished / "teacher_vs_student.png"
         )
         content = {
             "size": outcome.result["size"],
             "tile_px": list(sheets.tile(teacher[0], sheets.TILE_MAX_PX).size),
-            "shown": [prompt.index for prompt in prompts],
+            "shown": [prompt.index for prompt in prompts[:SHOWN]],
+            "gallery": [prompt.index for prompt in prompts],
             "prompts": [prompt.public() for prompt in outcome.prompts],
             "verdicts": {
                 model: {steps: [v._asdict() for v in verdicts] for steps, verdicts in by_steps.items()}

@@ -129,7 +129,8 @@ def verdict(
         number = len(found.get(clause["class"], []))
         too_many = number >= clause["count"]
         faults.append(f"expected {clause['class']}<{clause['count']}, found {number}" if too_many else "")
-    return Verdict(not any(faults), "\n".join(filter(None, faults)))
+    seen = [{"label": name, "box": list(one.box)} for name, objects in found.items() for one in objects]
+    return Verdict(not any(faults), "\n".join(filter(None, faults)), seen)
 
 
 def clause_fault(

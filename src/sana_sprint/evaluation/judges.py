@@ -5,7 +5,7 @@ it with a classifier trained on held-out pictures, `none` gives no verdicts. All
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """Whether a picture is right, and what is wrong when it is not ("" when it is right)."""
+    """Whether a picture is right, what is wrong when it is not ("" when it is right), and what was seen in it: objects
+    of "label" and "box" [left, top, right, bottom] in pixels, None where the judge knows no place.
+    """
 
     right: bool
     reason: str
+    seen: list[dict[str, Any]]
 
 
 Judge = Callable[[np.ndarray, Sequence[Prompt]], list[Verdict]]  # pictures (N, H, W, 3) uint8, their prompts
@@ -31,7 +34,9 @@ def scenes(pictures: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]:
     blank = next((prompt.key for prompt in prompts if not prompt.demand), None)
     if blank is not None:
         raise ValueError(f"evaluate.judge: 'scenes' needs a demand in the truth of {blank}; choose classes or none")
-    return [Verdict(*scene_parser.judge(x, p.demand)) for x, p in zip(pictures, prompts, strict=True)]
+    parsed = [scene_parser.parse(picture) for picture in pictures]
+    faults = [scene_parser.fault(found, prompt.demand) for found, prompt in zip(parsed, prompts, strict=True)]
+    return [Verdict(not fault, fault, [f.seen() for f in found]) for fault, found in zip(faults, parsed, strict=True)]
 
 
 def classes(folder: Path) -> Judge:
@@ -42,10 +47,11 @@ def classes(folder: Path) -> Judge:
 
     def judge(pictures: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]:
         read = reader.read(pictures)
-        pairs = zip(read, prompts, strict=True)
-        return [
-            Verdict(caption == p.caption, "" if caption == p.caption else f"read as {caption}") for caption, p in pairs
+        faults = [
+            "" if caption == p.caption else f"read as {caption}" for caption, p in zip(read, prompts, strict=True)
         ]
+        seen = [[{"label": f"read as: {caption}", "box": None}] for caption in read]
+        return [Verdict(not fault, fault, one) for fault, one in zip(faults, seen, strict=True)]
 
     return judge
 

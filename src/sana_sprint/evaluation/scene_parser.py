@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from sana_sprint.data import scenes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SMALLEST_AREA = 0.012  # share of the picture; smaller specks are decoder noise, the smallest shape has 0.03
 LEAST_OVERLAP = 0.72  # intersection over union with the best template below which a blob is no shape
@@ -32,6 +36,11 @@ class Found:
     width: int
     height: int
     overlap: float
+
+    def seen(self) -> dict[str, Any]:
+        """Returns what a verdict records of a shape."""
+        left, top = round(self.x - self.width / 2), round(self.y - self.height / 2)
+        return {"label": f"{self.colour} {self.shape}", "box": [left, top, left + self.width, top + self.height]}
 
 
 @lru_cache(maxsize=512)
@@ -72,23 +81,22 @@ def match(mask: np.ndarray, box: tuple[slice, slice], colour: str) -> Found:
     return Found(shape, colour, box[1].start + width / 2, box[0].start + height / 2, width, height, overlaps[shape])
 
 
-def judge(picture: np.ndarray, demand: dict) -> tuple[bool, str]:
-    """Returns whether a picture (H, W, 3) uint8 shows what a caption demands, and the reason if it does not."""
-    found = parse(picture)
+def fault(found: Sequence[Found], demand: dict[str, Any]) -> str:
+    """Returns why the shapes of a picture are not what a caption demands, "" if they are."""
     groups = []
     for wanted in demand["objects"]:
         group = [f for f in found if f.shape == wanted["shape"] and wanted.get("colour") in (None, f.colour)]
         count = wanted.get("count")
         name = f"{wanted.get('colour', '')} {wanted['shape']}".strip()
         if not group:
-            return False, f"no {name}"
+            return f"no {name}"
         if count is not None and len(group) != count:
-            return False, f"{len(group)} {name}, wanted {count}"
+            return f"{len(group)} {name}, wanted {count}"
         groups.append(group)
     relation = demand.get("relation")
     if relation and not any(related(a, relation, b) for a in groups[0] for b in groups[1]):
-        return False, f"not {relation}"
-    return True, ""
+        return f"not {relation}"
+    return ""
 
 
 def related(a: Found, relation: str, b: Found) -> bool:
