@@ -61,6 +61,7 @@ check: .venv/ready ## lint, types, floors
 	lint-imports
 
 unit: .venv/ready ## unit tests
+	@command -v chromium chromium-browser google-chrome > /dev/null || { echo "error: the tests of pages drive Chromium; on Debian: apt install chromium"; exit 1; }
 	python -m pytest -m "not e2e and not gpu"
 
 e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed

@@ -1,20 +1,21 @@
-"""Stage report: params report; data/metrics, data/grids, data/plots -> data/reports/index.html,
-data/plots/curves.
+"""Stage report: params report, register; data/metrics, data/grids, data/plots -> data/reports/index.html,
+data/plots/curves. The champion of the registry and the table of `make ablation` stand in it where there are any.
 """
 
 from pathlib import Path
 
 from sana_sprint import config
 from sana_sprint.evaluation import report
-from sana_sprint.registry import track
+from sana_sprint.registry import compare, lineage, track
 
 
 def main() -> None:
     """Runs the stage in the repository root."""
-    params = config.load(config.Report)
+    params, register = config.load(config.Report), config.load(config.Register)
     page = Path("data/reports/index.html")
     with track.stage("report", report=params) as run:
-        run.metrics(report.run(params, Path("data"), page, Path("data/plots/curves")))
+        champions = compare.against_champions(register.model_name, lineage.repository())
+        run.metrics(report.run(params, Path("data"), page, Path("data/plots/curves"), champions))
         run.file(page)
 
 

@@ -82,7 +82,7 @@ def closure(script: Path, imports: ImportGraph) -> list[str]:
             found |= imports.find_upstream_modules(module) | packages_of(module)
     files = {file_of(module) for module in found}
     data = [p for p in (SOURCE / PACKAGE).rglob("*") if p.is_file() and p.suffix not in {".py", ".pyc"}]
-    for _ in range(2):  # what a module names, and what that names: a template and the one that it extends
+    for _ in range(3):  # what a module names, and what that names: a template, the one that it extends, its style
         texts = [file.read_text() for file in files]
         files |= {p for p in data if any(f'"{p.name}"' in text or f"/{p.name}" in text for text in texts)}
     files = {p for p in files if p.name != "__init__.py" or p.stat().st_size}

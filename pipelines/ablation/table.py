@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sana_sprint import storage
-from sana_sprint.evaluation import pages, plots
+from sana_sprint.evaluation import pages, plots, report_tables
 from sana_sprint.maths import metrics
 
 FOLDER, OUT = Path("data/ablation"), Path("data/reports/ablation")
@@ -72,17 +72,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for one in rows:
         found = [one["scores"][k] for k in STEPS]
         scores = [f"{score['value']:.3f} ± {score['se']:.3f}" if score else "-" for score in found]
-        gains = [told(one["gains"][k]) for k in STEPS]
+        gains = [report_tables.gain(one["gains"][k]) for k in STEPS]
         counts = [str(one["seeds"]), str(one["ill"])]
         lines.append("| " + " | ".join([one["variant"], *counts, *scores, *gains]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def told(gain: dict[str, float | None] | None) -> str:
-    """Returns a gain as text, without an error where one seed alone stands behind it."""
-    if gain is None:
-        return "-"
-    return f"{gain['value']:+.3f}" + ("" if gain["se"] is None else f" ± {gain['se']:.3f}")
 
 
 if __name__ == "__main__":

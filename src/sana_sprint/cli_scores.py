@@ -73,9 +73,4 @@ def compare(
         raise ValueError(f"{one.name} and {other.name} have no score in common")
     columns = ["network", "steps", "score", one.name, other.name, "difference"]
     console.table(f"{one.name} against {other.name}", columns, rows)
-    if one.digest == other.digest:
-        typer.echo(f"one protocol, {one.digest[:12]}")
-    else:
-        typer.echo(
-            f"TWO PROTOCOLS, {one.digest[:12]} and {other.digest[:12]}: differences are not those of students alone"
-        )
+    typer.echo(comparison.told(one, other))

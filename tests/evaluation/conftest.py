@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
 
 from sana_sprint import config, storage
 from sana_sprint.data import prepare, scenes
-from sana_sprint.evaluation import evaluate, judge_stage
+from sana_sprint.evaluation import evaluate, judge_stage, plots
 
 OPTIMIZER = config.Optimizer(
     lr=1e-3, betas=[0.9, 0.98], weight_decay=0.1, warmup_steps=2, decay_share=1.0, grad_norm_max=1.0
@@ -100,3 +102,21 @@ def folders(sprint_folder, teacher_folder, raw, judge, tmp_path_factory) -> eval
 @pytest.fixture(scope="session")
 def outcome(folders) -> evaluate.Outcome:
     return evaluate.run(EVALUATE, SAMPLING, 0.5, folders, "small")
+
+
+@pytest.fixture(scope="session")
+def report_data(outcome, tmp_path_factory) -> Path:
+    """What the report reads: two sizes with the scores of one, some curves, and numbers of a stage."""
+    folder = tmp_path_factory.mktemp("report") / "data"
+    for size in ("small", "base"):
+        own = copy.copy(outcome)
+        own.result = json.loads(json.dumps(outcome.result)) | {"size": size}
+        evaluate.write_grids(own, folder / "grids" / size)
+        storage.write_json(folder / f"metrics/evaluate/{size}.json", own.result)
+        plots.scores(own.result, folder / f"plots/scores-{size}.png")
+        plots.tasks(own.result, folder / f"plots/tasks-{size}.png")
+        plots.pareto(own.result, folder / f"plots/pareto-{size}.png")
+    storage.write_json(folder / "metrics/teacher.json", {"loss": 0.25, "score": {"overall": 0.7}})
+    curves = {"loss": [[k, 1 / k] for k in range(1, 200)], "grad_norm": [[10, 1.0], [20, 0.5]], "none": []}
+    storage.write_json(folder / "metrics/curves/distill-small.json", curves)
+    return folder

@@ -1,17 +1,17 @@
 """The page: opens offline, shows every size and picture, and says which combinations were held out."""
 
 import base64
-import copy
 import io
-import json
 import re
+import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import evaluate, pages, plots, report
+from sana_sprint.evaluation import evaluate, pages, protocol, report, report_tables
 
 
 class Page(HTMLParser):
@@ -30,52 +30,65 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def data(outcome, tmp_path, monkeypatch):
+def data(report_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "data"
-    for size in ("small", "base"):
-        own = copy.copy(outcome)
-        own.result = json.loads(json.dumps(outcome.result)) | {"size": size}
-        evaluate.write_grids(own, folder / "grids" / size)
-        storage.write_json(folder / f"metrics/evaluate/{size}.json", own.result)
-        plots.scores(own.result, folder / f"plots/scores-{size}.png")
-        plots.tasks(own.result, folder / f"plots/tasks-{size}.png")
-        plots.pareto(own.result, folder / f"plots/pareto-{size}.png")
-    storage.write_json(folder / "metrics/teacher.json", {"loss": 0.25, "score": {"overall": 0.7}})
-    curves = {"loss": [[k, 1 / k] for k in range(1, 200)], "grad_norm": [[10, 1.0], [20, 0.5]], "none": []}
-    storage.write_json(folder / "metrics/curves/distill-small.json", curves)
-    return folder
+    shutil.copytree(report_data, tmp_path / "data")
+    return tmp_path / "data"
 
 
-def make(data, prompts=6):
+def make(data, prompts=6, comparisons=()):
     params = config.Report(title="Tests & <pictures>", prompts=prompts)
-    summary = report.run(params, data, data / "reports/index.html", data / "plots/curves")
+    summary = report.run(params, data, data / "reports/index.html", data / "plots/curves", comparisons)
     return summary, (data / "reports/index.html").read_text()
 
 
-def test_the_page_opens_without_a_network_or_scripts(data):
+def test_the_page_opens_without_a_network(data):
     _, text = make(data)
     page = Page(text)
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe")
-        for name in ("src", "href", "srcset"):
-            assert name not in attributes or attributes[name].startswith("data:image/png;base64,")
+        assert tag not in ("link", "iframe")
+        for name in ("src", "srcset"):
+            assert name not in attributes or re.match(r"data:image/(png|webp);base64,", attributes[name])
+        assert attributes.get("href", "#").startswith("#")
     assert not re.search(r"https?://|url\(|@import", text)
     assert "&lt;pictures&gt;" in text
 
 
-def test_it_shows_every_picture_with_its_prompt_and_verdict(data):
+def test_it_shows_every_picture_with_its_prompt_and_verdict(data, outcome):
     summary, text = make(data)
     page = Page(text)
+    number = len(outcome.prompts)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert summary == {"sizes": 2, "pictures": 6 * 7, "curves": 1}
-    assert len(images) == 6 * 7 + 6 + 1
+    assert summary == {"sizes": 2, "pictures": number * 7, "curves": 1}
+    assert len(images) == number * 7 + report.HERO * 4 + 6 + 1
     assert all(attributes["alt"] for attributes in images)
     assert sum("wrong: no" in attributes["alt"] for attributes in images) > 10
-    first = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].partition(",")[2])))
-    assert first.size == (64, 64)
     for size in ("small", "base"):
         assert page.text.count(size) > 3
+    assert page.text.count("sees: ") == sum("data-right" in attributes for _, attributes in page.tags)
+
+
+def test_pictures_are_those_that_were_scored(data, outcome):
+    _, text = make(data)
+    at = [a for tag, a in Page(text).tags if tag == "img" and a["alt"].startswith("base, 2 steps")]
+    order = [prompt.caption for prompt in protocol.shown(outcome.prompts, evaluate.GALLERY)]
+    assert [a["alt"].removeprefix("base, 2 steps: ").partition(" (")[0] for a in at[-len(order) :]] == order
+    for place in (0, len(order) - 1):
+        picture = Image.open(io.BytesIO(base64.b64decode(at[-len(order) :][place]["src"].partition(",")[2])))
+        index = protocol.shown(outcome.prompts, evaluate.GALLERY)[place].index
+        assert np.array_equal(np.asarray(picture.convert("RGB")), outcome.shown["student"]["2"][place]), index
+
+
+def test_what_the_judge_saw_is_drawn_where_it_saw_it(data):
+    path = data / "grids/base/verdicts.json"
+    content = storage.read_json(path)
+    first = content["gallery"][0]
+    content["verdicts"]["student"]["1"][first] |= {"seen": [{"label": "red circle", "box": [8, 16, 40, 60]}]}
+    storage.write_json(path, content)
+    _, text = make(data)
+    assert '<rect x="8" y="16" width="32" height="44"/>' in text
+    assert 'viewBox="0 0 64 64"' in text
+    assert "sees: red circle<" in text
 
 
 def test_heldout_scores_and_errors_are_told_apart(data):
@@ -92,7 +105,7 @@ def test_seen_and_heldout_are_compared_on_the_same_tasks():
     prompts = [{"task": task, "group": group} for task, group in pairs]
     verdicts = [{"right": right, "reason": ""} for right in (True, False, False, False)]
     content = {"prompts": prompts, "verdicts": {"student": {"1": verdicts}}}
-    table = report.matched("small", content)
+    table = report_tables.matched("small", content)
     assert table["tasks"] == ["counting"]
     assert [value.split(" ")[0] for value in table["rows"][0][2:]] == ["1.000", "0.000"]
 
@@ -118,6 +131,35 @@ def test_a_profile_without_verdicts_has_a_page_too(data):
     _, text = make(data)
     assert "CLIP score" in text
     assert "Tasks</h2>" not in text
+
+
+def test_bars_hold_the_share_and_its_interval():
+    assert report_tables.bar({"value": 0.5, "se": 0.1}) == {
+        "value": 50,
+        "low": 30.4,
+        "high": 69.6,
+        "text": "0.50 ± 0.10",
+    }
+    ends = report_tables.bar({"value": 0.98, "se": 0.02})
+    assert (ends["low"], ends["high"]) == (94.1, 100)
+
+
+def test_champion_and_ablation_stand_in_the_page_where_there_are_any(data):
+    _, text = make(data)
+    assert "Against the champion" not in text
+    assert "Ablation" not in text
+    scores = {"1": {"value": 0.5, "se": 0.02}}
+    rows = [
+        {"variant": "sprint", "seeds": 3, "ill": 0, "scores": scores, "gains": {"1": {"value": 0.0, "se": 0.0}}},
+        {"variant": "scm", "seeds": 1, "ill": 1, "scores": {"1": None}, "gains": {"1": None}},
+        {"variant": "long", "seeds": 1, "ill": 0, "scores": scores, "gains": {"1": {"value": 0.04, "se": None}}},
+    ]
+    storage.write_json(data / "reports/ablation/table.json", rows)
+    champion = {"title": "base against m-base version 3", "words": "One protocol.", "head": ["steps"], "rows": [["1"]]}
+    page = Page(make(data, comparisons=[champion])[1])
+    for words in ("base against m-base version 3", "sprint300.500 ± 0.020", "+0.040"):
+        assert words in re.sub(r"\s+", " ", page.text).replace(" 3 0 ", "30") or words in page.text
+    assert {a.get("aria-label") for _, a in page.tags} >= {"base against m-base version 3", "Ablation"}
 
 
 def test_without_scores_it_says_what_to_run(tmp_path):

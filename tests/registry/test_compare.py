@@ -66,7 +66,7 @@ def test_two_commits_are_compared_from_what_dvc_keeps(repository):
     told = call("compare", "HEAD~1", "HEAD", "--size", "small")
     assert "0.300 ± 0.020" in told
     assert "+0.100 ± 0.028" in told
-    assert "one protocol" in told
+    assert "One protocol" in told
     told = call("compare", "HEAD", "--size", "small")
     assert "-0.150 ± 0.028" in told
     assert "TWO PROTOCOLS" in told

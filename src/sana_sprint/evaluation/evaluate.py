@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 SHOWN = 24
 GALLERY = 240  # of protocol.shown, which begins with those of SHOWN
-COMPARED = ("4", "2", "1")
 
 
 @dataclass(frozen=True)
@@ -206,8 +205,8 @@ def write_grids(outcome: Outcome, folder: Path) -> None:
     prompts = protocol.shown(outcome.prompts, GALLERY)
     ((teacher_steps, teacher),) = outcome.shown["teacher"].items()
     student = outcome.shown["student"]
-    titles = {"teacher": teacher} | {f"{k} step" + "s" * (k != "1"): student[k] for k in COMPARED}
-    gallery = {f"teacher-{teacher_steps}": teacher} | {f"student-{k}": student[k] for k in COMPARED}
+    titles = {"teacher": teacher} | {f"{k} step" + "s" * (k != "1"): student[k] for k in protocol.COMPARED}
+    gallery = {f"teacher-{teacher_steps}": teacher} | {f"student-{k}": student[k] for k in protocol.COMPARED}
     with storage.whole_folder(folder) as unfinished:
         for steps, pictures in student.items():
             sheets.contact(pictures[:SHOWN]).save(unfinished / f"{steps}_step.png")

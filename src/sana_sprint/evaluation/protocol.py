@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sana_sprint.config import Evaluate, Sampling
 
 STEPS = (1, 2, 3, 4)
+COMPARED = ("4", "2", "1")  # that people see side by side
 
 
 @dataclass(frozen=True)

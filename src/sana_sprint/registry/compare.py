@@ -139,6 +139,32 @@ def paired_gain(before: Evaluation, after: Evaluation, network: str, steps: str)
     return metrics.average([metrics.mean(torch.tensor(gains, dtype=torch.float64)) for gains in tasks.values()])
 
 
+def against_champions(prefix: str, root: Path) -> list[dict[str, Any]]:
+    """Returns the working tree's students beside the champions of their models, `prefix`-<size>."""
+    sizes = [path.stem for path in sorted((root / paths("any")[0]).parent.glob("*.json"))]
+    tables = [against_champion(f"{prefix}-{size}", size, root) for size in sizes]
+    return [table for table in tables if table]
+
+
+def against_champion(name: str, size: str, root: Path) -> dict[str, Any] | None:
+    """Returns a student beside the champion of its model as a table with title and words, None without a champion."""
+    if promote.version_of(store.client(store.tracking_uri()), name, promote.CHAMPION) is None:
+        return None
+    champion, here = registered(f"models:/{name}@{promote.CHAMPION}"), load(WORKSPACE, size, root)
+    words = "As the registry had it when this page was made. " + told(champion, here)
+    head = ["steps", "score", "champion", "this student", "difference"]
+    rows = [row[1:] for row in table(champion, here) if row[0] == NETWORKS[0]]
+    return {"title": f"{size} against {champion.name}", "words": words, "head": head, "rows": rows}
+
+
+def told(before: Evaluation, after: Evaluation) -> str:
+    """Returns in words whether two evaluations were measured under one protocol."""
+    if before.digest == after.digest:
+        return f"One protocol, {before.digest[:12]}."
+    digests = f"{before.digest[:12]} and {after.digest[:12]}"
+    return f"TWO PROTOCOLS, {digests}: differences are not those of students alone."
+
+
 def table(before: Evaluation, after: Evaluation) -> list[list[str]]:
     """Returns the rows as text."""
     return [
