@@ -38,7 +38,9 @@ def main() -> None:
         plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))
         plots.tasks(outcome.result, Path(f"data/plots/tasks-{size}.png"))
         plots.pareto(outcome.result, Path(f"data/plots/pareto-{size}.png"))
-        storage.write_json(Path(f"data/metrics/evaluate/{size}.json"), outcome.result)
+        scores = Path(f"data/metrics/evaluate/{size}.json")
+        storage.write_json(scores, outcome.result)
+        run.file(scores)
         run.metrics(evaluate.headline(outcome.result))
         shown = [Path(f"data/plots/{kind}-{size}.png") for kind in ("scores", "tasks", "pareto")]
         for path in (*sorted(grids.glob("*.png")), *shown):

@@ -60,11 +60,14 @@ def score(
 
 @command
 def compare(
-    before: Annotated[str, typer.Argument(help="workspace, a git revision, models:/name@alias, or evaluate's JSON.")],
+    before: Annotated[
+        str, typer.Argument(help="workspace, a git revision, models:/name@alias, runs:/id, or evaluate's JSON.")
+    ],
     after: Annotated[str, typer.Argument(help="The same; differences are those from the first.")] = "workspace",
     size: Annotated[str, typer.Option(help="Student size of a revision or the workspace.")] = "base",
+    page: Annotated[Path | None, typer.Option(help="An HTML page to write: scores, tasks, pictures.")] = None,
 ) -> None:
-    """Compare two evaluations score by score."""
+    """Compare two evaluations score by score, and picture by picture on a page."""
     from sana_sprint.registry import compare as comparison
 
     one, other = (comparison.load(word, size, lineage.repository()) for word in (before, after))
@@ -74,3 +77,10 @@ def compare(
     columns = ["network", "steps", "score", one.name, other.name, "difference"]
     console.table(f"{one.name} against {other.name}", columns, rows)
     typer.echo(comparison.told(one, other))
+    if page:
+        from sana_sprint.evaluation import comparison as paper
+
+        grids = [paper.grid(each.name, each.seen, each.picture) for each in (one, other)]
+        scores = [(each.name, each.scores) for each in (one, other)]
+        paper.write(page, comparison.told(one, other), {"head": columns, "rows": rows}, scores, grids)
+        typer.echo(str(page))

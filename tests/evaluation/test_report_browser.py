@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import report
+from sana_sprint.evaluation import comparison, report, report_gallery
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
@@ -143,4 +143,20 @@ def test_it_prints_the_first_pictures_and_no_controls(browser, page_file):
     assert shown(page) == 6
     assert page.locator("#controls").is_hidden()
     assert page.pdf().startswith(b"%PDF")
+    page.close()
+
+
+def test_the_page_of_two_students_filters_too_and_passes_the_accessibility_check(browser, report_data, tmp_path):
+    results = [storage.read_json(report_data / f"metrics/evaluate/{size}.json") for size in ("small", "base")]
+    grids = [report_gallery.read(report_data / "grids" / size) for size in ("small", "base")]
+    table = {"head": ["network", "steps"], "rows": [["student", "1"]]}
+    scores = [(grid.name, result["scores"]) for grid, result in zip(grids, results, strict=True)]
+    comparison.write(tmp_path / "two.html", "One protocol.", table, scores, grids)
+    page = browser.new_page(viewport=PHONE)
+    page.goto((tmp_path / "two.html").as_uri())
+    assert page.get_by_role("heading", name="small against base").count() == 1
+    page.get_by_label("Picture").select_option("base, 2 steps")
+    assert page.locator(".card figure:visible").count() == shown(page) == len(grids[0].content["gallery"])
+    found = Axe().run(page, options=RULES)
+    assert found.violations_count == 0, found.generate_report()
     page.close()

@@ -220,6 +220,7 @@ def write_grids(outcome: Outcome, folder: Path) -> None:
         content = {
             "size": outcome.result["size"],
             "tile_px": list(sheets.tile(teacher[0], sheets.TILE_MAX_PX).size),
+            "size_px": [outcome.result["protocol"]["size_px"][side] for side in ("width", "height")],
             "shown": [prompt.index for prompt in prompts[:SHOWN]],
             "gallery": [prompt.index for prompt in prompts],
             "prompts": [prompt.public() for prompt in outcome.prompts],

@@ -30,7 +30,7 @@ def run(
         raise ValueError(f"{data / 'metrics/evaluate'}: no scores; run `dvc repro evaluate` to make them")
     results = dict(sorted(results.items(), key=lambda item: item[0] != "small"))
     curves = write_curves(data / "metrics/curves", plot_folder)
-    shown = pictures(params, results, data / "grids")
+    shown = pictures(params, list(results), data / "grids")
     content = {
         "title": params.title,
         "summary": report_tables.summary(results),
@@ -55,9 +55,9 @@ def run(
     }
 
 
-def pictures(params: Report, results: dict[str, Any], folder: Path) -> dict[str, Any]:
+def pictures(params: Report, sizes: Sequence[str], folder: Path) -> dict[str, Any]:
     """Returns what the page says of pictures: the gallery, the strip at its top, and their facts."""
-    grids = {size: report_gallery.Grid(folder / size) for size in results}
+    grids = {size: report_gallery.read(folder / size) for size in sizes}
     rows = report_gallery.rows(grids)
     size, grid = list(grids.items())[-1]
     return {
@@ -71,7 +71,7 @@ def pictures(params: Report, results: dict[str, Any], folder: Path) -> dict[str,
         "prompts": len(grid.content["prompts"]),
         "tasks": report_gallery.tasks(rows),
         "tile_px": grid.content["tile_px"],
-        "size_px": [results[size]["protocol"]["size_px"][side] for side in ("width", "height")],
+        "size_px": grid.content["size_px"],
         "teacher_steps": grid.teacher_steps,
         "matched": [report_tables.matched(size, grid.content) for size, grid in grids.items()],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -10,16 +11,16 @@ from sana_sprint import storage
 from sana_sprint.evaluation import pages, protocol, sheets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
 class Grid:
-    """The sheets and verdicts that evaluate wrote for one size."""
+    """The gallery sheets and verdicts that evaluate wrote for one size: what verdicts.json holds, and a function that
+    returns the PNG bytes of the sheet <model>-<steps>."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.content = storage.read_json(folder / "verdicts.json")
-        self.size = folder.name
+    def __init__(self, name: str, content: dict[str, Any], sheet: Callable[[str], bytes]) -> None:
+        self.name, self.content, self.sheet = name, content, sheet
         self.sheets: dict[str, Image.Image] = {}
 
     @property
@@ -29,17 +30,22 @@ class Grid:
 
     def cell(self, model: str, steps: str, place: int) -> dict[str, Any]:
         """Returns a picture of the gallery as a data URI, what drew it, and its verdict (None without a judge)."""
-        name = f"{model}-{steps}"
-        if name not in self.sheets:
-            with Image.open(self.folder / f"gallery/{name}.png") as image:
-                self.sheets[name] = image.convert("RGB")
+        sheet = f"{model}-{steps}"
+        if sheet not in self.sheets:
+            self.sheets[sheet] = Image.open(io.BytesIO(self.sheet(sheet))).convert("RGB")
         verdicts = self.content["verdicts"][model][steps]
         return {
-            "picture": pages.picture(sheets.cut(self.sheets[name], place, tuple(self.content["tile_px"]))),
-            "model": self.size if model == "student" else model,
-            "told": f"{self.size if model == 'student' else model}, {steps} step" + "s" * (steps != "1"),
+            "picture": pages.picture(sheets.cut(self.sheets[sheet], place, tuple(self.content["tile_px"]))),
+            "model": self.name if model == "student" else model,
+            "told": f"{self.name if model == 'student' else model}, {steps} step" + "s" * (steps != "1"),
             "verdict": verdicts[self.content["gallery"][place]] if verdicts else None,
         }
+
+
+def read(folder: Path) -> Grid:
+    """Returns the gallery of a folder that evaluate wrote, named after it."""
+    content = storage.read_json(folder / "verdicts.json")
+    return Grid(folder.name, content, lambda sheet: (folder / f"gallery/{sheet}.png").read_bytes())
 
 
 def rows(grids: dict[str, Grid]) -> list[dict[str, Any]]:
@@ -47,12 +53,24 @@ def rows(grids: dict[str, Grid]) -> list[dict[str, Any]]:
     the teacher, then every size at falling step counts. The order of prompts is that of `protocol.shown`: nobody
     picked them by their pictures."""
     first = next(iter(grids.values()))
-    found = []
-    for place, index in enumerate(first.content["gallery"]):
-        cells = [first.cell("teacher", first.teacher_steps, place)]
-        cells += [grid.cell("student", steps, place) for grid in grids.values() for steps in protocol.COMPARED]
-        found.append(first.content["prompts"][index] | {"cells": cells})
-    return found
+    drawn = [(first, "teacher", first.teacher_steps)]
+    drawn += [(grid, "student", steps) for grid in grids.values() for steps in protocol.COMPARED]
+    return by_prompt(first, drawn)
+
+
+def beside(before: Grid, after: Grid) -> list[dict[str, Any]]:
+    """Returns the rows of two students under one protocol, both at each step count; [] where their prompts differ."""
+    if any(before.content[key] != after.content[key] for key in ("prompts", "gallery")):
+        return []
+    return by_prompt(before, [(grid, "student", steps) for steps in protocol.COMPARED for grid in (before, after)])
+
+
+def by_prompt(first: Grid, drawn: list[tuple[Grid, str, str]]) -> list[dict[str, Any]]:
+    """Returns a row per prompt of the first gallery, with a cell for each (gallery, model, steps)."""
+    return [
+        first.content["prompts"][index] | {"cells": [grid.cell(model, steps, place) for grid, model, steps in drawn]}
+        for place, index in enumerate(first.content["gallery"])
+    ]
 
 
 def tasks(shown: list[dict[str, Any]]) -> list[str]:

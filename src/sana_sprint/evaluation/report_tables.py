@@ -53,7 +53,11 @@ def scores(size: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def tasks(size: str, result: dict[str, Any]) -> dict[str, Any]:
     """Returns a table of the tasks: a row per task, a bar per model that people compare."""
-    compared = plots.columns(result["scores"])
+    return task_bars(f"Tasks, {size}", plots.columns(result["scores"])) | {"size": size}
+
+
+def task_bars(title: str, compared: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Returns a row per task of the first of named scores, with a bar for each; no rows without tasks."""
     first = compared[0][1].get("tasks", {})
     rows = [
         {
@@ -63,7 +67,7 @@ def tasks(size: str, result: dict[str, Any]) -> dict[str, Any]:
         }
         for name in plots.in_order(first)
     ]
-    return {"size": size, "head": ["task", "pictures", *(title for title, _ in compared)], "rows": rows}
+    return {"title": title, "head": ["task", "pictures", *(name for name, _ in compared)], "rows": rows}
 
 
 def bar(share: dict[str, float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Scores that were measured under different protocols are no measure of two studen
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,13 @@ NETWORKS = ("student", "undistilled", "teacher")
 @dataclass(frozen=True)
 class Evaluation:
     """Evaluate's scores by network, steps and name, their protocol's digest, and where they are known, every verdict
-    with its prompt's task."""
+    with its prompt's task, and what reads a file of the pictures' folder."""
 
     name: str
     digest: str
     scores: dict[str, dict[str, dict[str, dict[str, float]]]]
     seen: dict[str, Any] | None
+    picture: Callable[[str], bytes] | None = None
 
     def rights(self, network: str, steps: str) -> list[float]:
         """Returns 1 for every right picture and 0 for others, [] where no verdicts are known."""
@@ -53,44 +55,77 @@ class Row:
 
 
 def load(word: str, size: str, root: Path) -> Evaluation:
-    """Returns the evaluation of `workspace`, models:/name@alias, models:/name/version, a JSON file, or a git revision.
-    Raises ValueError naming what is not there."""
+    """Returns the evaluation of `workspace`, models:/name@alias, models:/name/version, runs:/id of MLflow, a JSON file,
+    or a git revision. Raises ValueError naming what is not there."""
     if word.startswith("models:/"):
         return registered(word)
+    if word.startswith("runs:/"):
+        return read(word, partial(of_run, word.removeprefix("runs:/")))
     if word != WORKSPACE and Path(word).is_file():
-        return read(word, Path(word).read_text, None)
-    if word == WORKSPACE:
-        places = [root / path for path in paths(size)]
-        return read(f"{word}, {size}", places[0].read_text, places[1].read_text)
-    return read(f"{word}, {size}", *(partial(at_revision, root, word, path) for path in paths(size)))
+        return read(word, Path(word).read_bytes)
+    scores, grid = paths(size)
+    file = partial(in_workspace, root) if word == WORKSPACE else partial(at_revision, root, word)
+    return read(
+        f"{word}, {size}", partial(file, scores), partial(file, grid / "verdicts.json"), partial(within, file, grid)
+    )
 
 
-def at_revision(root: Path, revision: str, path: Path) -> str:
-    """Returns the text of an output of the pipeline as it was at a git revision. Raises OSError where it is not to be
-    had."""
+def of_run(run_id: str) -> bytes:
+    """Returns evaluate's JSON as a run of that stage recorded it. Raises OSError where the run has none."""
+    from mlflow.exceptions import MlflowException
+
+    server = store.client(store.tracking_uri())
+    try:
+        size = server.get_run(run_id).data.tags.get("size", "none")
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(server.download_artifacts(run_id, f"{size}.json", folder)).read_bytes()
+    except MlflowException as error:
+        raise OSError(store.one_line(error)) from None
+
+
+def in_workspace(root: Path, path: Path) -> bytes:
+    """Returns an output of the pipeline as it lies in the working tree."""
+    return (root / path).read_bytes()
+
+
+def within(file: Callable[[Path], bytes], folder: Path, name: str) -> bytes:
+    """Returns what `file` reads of a folder's file."""
+    return file(folder / name)
+
+
+def at_revision(root: Path, revision: str, path: Path) -> bytes:
+    """Returns an output of the pipeline as it was at a git revision. Raises OSError where it is not to be had."""
     import dvc.api
     from dvc.exceptions import DvcException
     from scmrepo.exceptions import SCMError
 
     try:
-        return str(dvc.api.read(str(path), repo=str(root), rev=revision))
+        return bytes(dvc.api.read(str(path), repo=str(root), rev=revision, mode="rb"))
     except (DvcException, SCMError) as error:
         raise OSError(str(error)) from None
 
 
 def paths(size: str) -> tuple[Path, Path]:
-    """Returns where evaluate writes scores and verdicts, from the repository's root."""
-    return Path(f"data/metrics/evaluate/{size}.json"), Path(f"data/grids/{size}/verdicts.json")
+    """Returns where evaluate writes scores and pictures with their verdicts, from the repository's root."""
+    return Path(f"data/metrics/evaluate/{size}.json"), Path(f"data/grids/{size}")
 
 
-def read(name: str, scores: Callable[[], str], seen: Callable[[], str] | None) -> Evaluation:
-    """Returns an evaluation from what two functions read."""
+def read(
+    name: str,
+    scores: Callable[[], bytes],
+    seen: Callable[[], bytes] | None = None,
+    picture: Callable[[str], bytes] | None = None,
+) -> Evaluation:
+    """Returns an evaluation from what these functions read."""
     try:
         found = json.loads(scores())
-        return Evaluation(name, found["protocol_digest"], found["scores"], json.loads(seen()) if seen else None)
+        judged = json.loads(seen()) if seen else None
+        return Evaluation(name, found["protocol_digest"], found["scores"], judged, picture)
     except (OSError, ValueError, KeyError) as error:
         words = " ".join(str(error).split())
-        remedy = "name workspace, a git revision with a dvc.lock, models:/name@alias, or evaluate's JSON"
+        remedy = (
+            "name workspace, a git revision with a dvc.lock, models:/name@alias, runs:/id of an evaluation, or its JSON"
+        )
         raise ValueError(f"{name}: no evaluation there ({words}); {remedy}") from None
 
 
