@@ -1,5 +1,5 @@
 """Stage evaluate: params evaluate, sampling, trigflow; data/models/{student/<size>, schedule/<size>.json,
-trigflow/<size>, teacher, judge}, data/raw -> data/metrics/evaluate/<size>.json, data/grids/<size>,
+trigflow/<size>, teacher, judge}, data/raw, profiles/protocols -> data/metrics/evaluate/<size>.json, data/grids/<size>,
 data/plots/{scores,tasks,pareto}-<size>.png.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import evaluate, plots
+from sana_sprint.evaluation import evaluate, folder_student, plots
 from sana_sprint.models import threads
 from sana_sprint.registry import track
 
@@ -34,6 +34,9 @@ def main() -> None:
     with track.stage("evaluate", size=size, evaluate=params, sampling=sampling, trigflow=trigflow) as run:
         threads.use_fastest()
         outcome = evaluate.run(params, sampling, trigflow.sigma_d, folders, size)
+        files = [Path(file) for file in params.protocols]
+        public = folder_student.run(files, folders.student, folders.cache / "protocols", Path(), params.batch)
+        outcome.result["protocols"] = public
         evaluate.write_grids(outcome, grids)
         plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))
         plots.tasks(outcome.result, Path(f"data/plots/tasks-{size}.png"))
@@ -41,7 +44,7 @@ def main() -> None:
         scores = Path(f"data/metrics/evaluate/{size}.json")
         storage.write_json(scores, outcome.result)
         run.file(scores)
-        run.metrics(evaluate.headline(outcome.result))
+        run.metrics(evaluate.headline(outcome.result) | folder_student.headline(public))
         shown = [Path(f"data/plots/{kind}-{size}.png") for kind in ("scores", "tasks", "pareto")]
         for path in (*sorted(grids.glob("*.png")), *shown):
             run.picture(Image.open(path), f"evaluate/{path.stem}")

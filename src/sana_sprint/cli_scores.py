@@ -42,7 +42,7 @@ def score(
     ] = None,
 ) -> None:
     """Score a folder of pictures, made here or elsewhere, under a protocol."""
-    from sana_sprint.evaluation import folder_geneval, folder_scores
+    from sana_sprint.evaluation import folder_geneval, folder_page, folder_scores
 
     root = lineage.repository()
     of_place = storage.digest_of(str(folder.resolve()))[:8]  # folders of one name lie in many places
@@ -50,6 +50,7 @@ def score(
     found = folder_scores.run(protocol, folder, root / "data/cache/score", root)
     if looked := found.pop("looked", None):
         storage.write_text(place / "results.jsonl", folder_geneval.results_lines(looked))
+        folder_page.write(place / "index.html", folder.resolve(), found, looked)
     storage.write_json(place / "scores.json", found)
     parts = [*found["scores"].items(), *found["scores"].get("tasks", {}).items()]
     rows = [[name, f"{part['value']:.4f}", f"{part['se']:.4f}"] for name, part in parts if "value" in part]

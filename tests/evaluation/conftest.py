@@ -32,7 +32,14 @@ SAMPLING = config.Sampling(
     },
 )
 EVALUATE = config.Evaluate(
-    seed=1, judge="scenes", prompts_per_task=4, batch=5, teacher_fewer_steps=[2], latency_runs=2, latency_batches=[1, 3]
+    seed=1,
+    judge="scenes",
+    prompts_per_task=4,
+    batch=5,
+    teacher_fewer_steps=[2],
+    latency_runs=2,
+    latency_batches=[1, 3],
+    protocols=[],
 )
 
 
@@ -110,7 +117,7 @@ def report_data(outcome, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "data"
     for size in ("small", "base"):
         own = copy.copy(outcome)
-        own.result = json.loads(json.dumps(outcome.result)) | {"size": size}
+        own.result = json.loads(json.dumps(outcome.result)) | {"size": size, "protocols": {}}
         evaluate.write_grids(own, folder / "grids" / size)
         storage.write_json(folder / f"metrics/evaluate/{size}.json", own.result)
         plots.scores(own.result, folder / f"plots/scores-{size}.png")

@@ -1,7 +1,9 @@
 """Folders of pictures are drawn and scored under a protocol, by stand-ins of the public judges' formats: nothing is
 looked at twice, a run cut short goes on, and what does not fit is named."""
 
+import html
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +15,15 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from sana_sprint import storage
-from sana_sprint.evaluation import clip_judge, folder_draw, folder_protocol, folder_scores, geneval_judge
+from sana_sprint.evaluation import (
+    clip_judge,
+    folder_draw,
+    folder_page,
+    folder_protocol,
+    folder_scores,
+    folder_student,
+    geneval_judge,
+)
 from sana_sprint.evaluation.protocol import Prompt
 from sana_sprint.maths import distances, metrics
 from sana_sprint.models import inception
@@ -325,3 +335,35 @@ def refused_file(path):
 def test_the_protocols_that_ship_can_be_read(request):
     for path in (request.config.rootpath / "profiles/protocols").glob("*.yaml"):
         assert folder_protocol.load(path).drawn.instruction == "pipeline"
+
+
+def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twice(tmp_path, root, sprint_folder):
+    file = protocol_file(tmp_path, kind="geneval")
+    cache = tmp_path / "cache"
+    found = folder_student.run([file], sprint_folder, cache, root, batch=4)
+    pictures = {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")}
+    assert len(pictures) == 2 * 6
+    for steps in ("1", "2"):
+        folder, drawn = tmp_path / steps, folder_draw.run(file, sprint_folder, tmp_path / steps, int(steps), 2, root)
+        assert drawn == (6, 6)
+        alone = score(tmp_path, root, folder, kind="geneval")
+        assert found["protocol"][steps]["scores"] == alone["scores"]
+        assert found["protocol"][steps]["protocol_digest"] == alone["protocol_digest"]
+    assert folder_student.headline(found)["protocol.2.overall"] == found["protocol"]["2"]["scores"]["overall"]["value"]
+    assert folder_student.run([file], sprint_folder, cache, root, batch=4) == found
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")} == pictures
+
+
+def test_the_page_of_geneval_shows_every_picture_its_boxes_and_the_reason(tmp_path, root, pictures):
+    found = score(tmp_path, root, pictures, kind="geneval")
+    looked = found.pop("looked")
+    page = tmp_path / "data/scores/index.html"
+    folder_page.write(page, pictures, found, looked)
+    text = page.read_text()
+    sources = re.findall(r'<img [^>]*src="([^"]+)"', text)
+    assert sorted((page.parent / source).resolve() for source in sources) == sorted(pictures.glob("*/samples/*.png"))
+    boxes = [seen["box"] for one in looked for seen in one["seen"]]
+    assert text.count("<rect ") == len(boxes) > 0
+    assert f'<rect x="{boxes[0][0]}" y="{boxes[0][1]}"' in text
+    for one in looked:
+        assert one["right"] or html.escape(one["reason"], quote=True) in text

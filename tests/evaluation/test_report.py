@@ -144,6 +144,18 @@ def test_bars_hold_the_share_and_its_interval():
     assert (ends["low"], ends["high"]) == (94.1, 100)
 
 
+def test_public_protocols_have_a_table_of_their_own(data):
+    path = data / "metrics/evaluate/base.json"
+    share = {"value": 0.72, "se": 0.01}
+    scores = {"overall": share, "tasks": {"counting": {"value": 0.5, "se": 0.02, "n": 80}}, "categories": {}}
+    one = {"protocol_digest": "f" * 64, "pictures": 2212, "scores": scores}
+    storage.write_json(path, storage.read_json(path) | {"protocols": {"geneval": {"2": one}}})
+    text = re.sub(r"\s+", " ", Page(make(data)[1]).text)
+    assert "geneval, protocol ffffffffffff" in text
+    for words in ("0.720 ± 0.010", "0.500 ± 0.020"):
+        assert words in text
+
+
 def test_champion_and_ablation_stand_in_the_page_where_there_are_any(data):
     _, text = make(data)
     assert "Against the champion" not in text

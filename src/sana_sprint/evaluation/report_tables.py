@@ -51,6 +51,19 @@ def scores(size: str, result: dict[str, Any]) -> dict[str, Any]:
     return {"title": f"Scores, {size}", "size": size, "head": head, "rows": rows}
 
 
+def public(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns a table per public protocol under which students were scored: a row per size, step count and score."""
+    rows: dict[str, list[list[str]]] = {}
+    for size, result in results.items():
+        for name, by_steps in result["protocols"].items():
+            for steps, one in by_steps.items():
+                found = {k: v for k, v in one["scores"].items() if "value" in v} | one["scores"].get("tasks", {})
+                told = [[size, steps, key.replace("_", " "), with_error(value)] for key, value in found.items()]
+                rows.setdefault(f"{name}, protocol {one['protocol_digest'][:12]}", []).extend(told)
+    head = ["size", "steps", "score", "value"]
+    return [{"title": title, "head": head, "rows": found} for title, found in rows.items()]
+
+
 def tasks(size: str, result: dict[str, Any]) -> dict[str, Any]:
     """Returns a table of the tasks: a row per task, a bar per model that people compare."""
     return task_bars(f"Tasks, {size}", plots.columns(result["scores"])) | {"size": size}
