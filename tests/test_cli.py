@@ -7,7 +7,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sana_sprint import cli, config, storage
-from sana_sprint.registry import promote
 from tests.registry.conftest import NAME, SIZE, empty_store, evaluation, registered, repository, server
 
 __all__ = ["empty_store", "registered", "repository", "server"]
@@ -21,15 +20,11 @@ def call(*words, code=0):
     return answer.output
 
 
-def refused(*words):
-    """Returns the error line of a command that cannot do what it is told."""
-    last = call(*words, code=1).strip().splitlines()[-1]
-    assert last.startswith("error: ")
+def refused(*words, code=1):
+    """Returns the last line of a command that cannot do what it is told, or of a check that refuses."""
+    last = call(*words, code=code).strip().splitlines()[-1]
+    assert last.startswith("error: " if code == 1 else "refused: ")
     return last
-
-
-def champion(server):
-    return promote.version_of(server, NAME, promote.CHAMPION)
 
 
 def test_generate_draws_with_the_newest_student_and_names_the_file(repository, sprint_folder):
@@ -54,40 +49,6 @@ def test_generate_refuses_by_name(repository, sprint_folder):
     assert "no time list for 3 steps" in refused("generate", "a", "--model", str(sprint_folder), "--steps", "3")
     assert "the prompt is empty" in refused("generate", " ", "--model", str(sprint_folder))
     assert "models:/none@champion" in refused("generate", "a", "--model", "models:/none@champion")
-
-
-def test_promote_prints_every_gate_and_says_why_not(registered, server):
-    registered(evaluation(0.10, 0.50))
-    table = call("promote", "--size", SIZE, code=1)
-    assert "overall at 1 step" in table
-    assert ">= 0.220" in table
-    assert "fails" in table
-    line = table.strip().splitlines()[-1]
-    assert line == (
-        f"error: {NAME} version 1 is not promoted, there is still no champion: "
-        "overall at 1 step: 0.100 ± 0.020, asked >= 0.220"
-    )
-    assert champion(server) is None
-
-
-def test_promote_rollback_and_history_go_together(registered, server):
-    registered(evaluation(0.3, 0.5))
-    assert "champion is now version 1 (was none)" in call("promote")
-    registered(evaluation(0.4, 0.6), weights="second")
-    assert "champion is now version 2 (was 1)" in call("promote", NAME)
-    assert "version 2 is the champion already" in call("promote", NAME, "--version", "2")
-    assert "champion is version 1 again (was 2)" in call("rollback", "--size", SIZE)
-    assert str(champion(server).version) == "1"
-    told = call("history")
-    assert f"{NAME}, champion: version 1" in told
-    assert told.count("promote") == 2
-    assert told.count("rollback") == 1
-    assert "is the first champion" in refused("rollback", NAME)
-
-
-def test_promote_without_models_says_what_to_do(repository):
-    assert "none is registered; run `dvc repro` first" in refused("promote")
-    assert "no version has the alias 'challenger'" in refused("promote", "--size", "huge")
 
 
 def test_an_unreachable_server_is_one_line(repository, monkeypatch):
@@ -150,10 +111,3 @@ def test_summary_before_the_first_run_says_what_to_do(repository):
 def test_a_broken_score_file_is_named(finished):
     (finished / f"data/metrics/evaluate/{SIZE}.json").write_text(json.dumps({})[:1])
     assert f"{SIZE}.json: not valid JSON" in refused("summary")
-
-
-def test_the_models_of_a_profile_whose_name_begins_alike_are_not_meant(repository, server):
-    server.create_registered_model(NAME)
-    server.create_registered_model("sana-sprint-demo-long-base")
-    assert "sana-sprint-demo-long-base" not in call("history")
-    assert NAME in call("history")

@@ -1,5 +1,6 @@
-"""The console command `sana-sprint`: generate, promote, rollback, history, use, recover, summary, and of cli_scores
-sample, score, compare. Frameworks are imported by the command that needs them."""
+"""The console command `sana-sprint`: generate, use, recover, summary; of cli_scores sample, score, compare; of
+cli_registry promote, rollback, history, audit; of cli_deliver transfer, follow. Frameworks are imported by the command
+that needs them."""
 
 from __future__ import annotations
 
@@ -7,51 +8,20 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from sana_sprint import cli_scores, config, console, recovery, storage
+from sana_sprint import cli_deliver, cli_registry, cli_scores, config, console, recovery, storage
+from sana_sprint.cli_registry import Size
 from sana_sprint.console import command
 from sana_sprint.registry import lineage
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
 app = console.app
-__all__ = ["app", "cli_scores", "main"]  # cli_scores adds its commands to app
+__all__ = ["app", "cli_deliver", "cli_registry", "cli_scores", "main"]  # these add their commands to app
 SCORES = Path("data/metrics/evaluate")
 REGISTRATIONS = Path("data/reports/registration")
 REPORT, GRIDS = Path("data/reports/index.html"), Path("data/grids")
-Size = Annotated[str | None, typer.Option(help="Student size, such as small or base.")]
-Name = Annotated[str | None, typer.Argument(help="Registered model; default: the profile's model of --size.")]
-
-
-def _server() -> MlflowClient:
-    from sana_sprint.registry import store
-
-    return store.client(store.tracking_uri())
-
-
-def _names(server: MlflowClient) -> list[str]:
-    """Returns the registered models of the profile in use."""
-    root = lineage.repository()
-    prefix, sizes = config.load(config.Register, root).model_name, config.load(config.Prune, root).sizes
-    found = server.search_registered_models(f"name LIKE '{prefix}-%'")  # those of the profile demo-long too
-    return sorted({str(model.name) for model in found} & {f"{prefix}-{size}" for size in sizes})
-
-
-def _name(server: MlflowClient, name: str | None, size: str | None) -> str:
-    """Returns the model that is meant. Raises ValueError listing the choice when it is not clear."""
-    if name:
-        return name
-    if size:
-        return f"{config.load(config.Register, lineage.repository()).model_name}-{size}"
-    names = _names(server)
-    if len(names) == 1:
-        return names[0]
-    choice = f"name one of {', '.join(names)}" if names else "none is registered; run `dvc repro` first"
-    raise ValueError(f"which model? {choice}, or give --size")
 
 
 def file_name(prompt: str, steps: int, seed: int) -> str:
@@ -75,62 +45,14 @@ def generate(
         raise ValueError("the prompt is empty: say what to draw")
     from sana_sprint.registry import draw
 
-    names = [] if model else _names(_server())
-    folder, called = draw.folder_of(model or draw.champion(_server(), names, size), size)
+    server = cli_registry.server()
+    names = [] if model else cli_registry.names(server)
+    folder, called = draw.folder_of(model or draw.champion(server, names, size), size)
     picture = draw.picture(folder, prompt, steps, seed, guidance)
     target = out or Path(file_name(prompt, steps, seed))
     with storage.whole_file(target) as unfinished:
         picture.save(unfinished, format="PNG")
     typer.echo(f"{target}: {picture.width} x {picture.height} px, {steps} steps, seed {seed}, by {called}")
-
-
-@command
-def promote(
-    name: Name = None,
-    size: Size = None,
-    version: Annotated[str | None, typer.Option(help="Version number; default: the challenger.")] = None,
-) -> None:
-    """Make a version the champion if every gate of mlflow/promotion.yaml holds; exit code 1 if not."""
-    from sana_sprint.registry import promote as gates
-
-    rules = gates.policy(lineage.repository() / "mlflow" / "promotion.yaml")
-    server = _server()
-    verdict = gates.promote(server, _name(server, name, size), rules, version)
-    rows = [[gate.name, gate.value, gate.bound, "holds" if gate.holds else "fails"] for gate in verdict.gates]
-    console.table(f"{verdict.name} version {verdict.version}", ["gate", "value", "bound", "verdict"], rows)
-    if not verdict.holds:
-        stays = f"champion stays version {verdict.before}" if verdict.before else "there is still no champion"
-        called = f"{verdict.name} version {verdict.version}"
-        raise ValueError(f"{called} is not promoted, {stays}: {verdict.reasons}")
-    if verdict.before == verdict.version:
-        typer.echo(f"{verdict.name}: version {verdict.version} is the champion already")
-    else:
-        typer.echo(f"{verdict.name}: champion is now version {verdict.version} (was {verdict.before or 'none'})")
-
-
-@command
-def rollback(name: Name = None, size: Size = None) -> None:
-    """Put the champion before the present one back."""
-    from sana_sprint.registry import promote as gates
-
-    server = _server()
-    model = _name(server, name, size)
-    was, now = gates.rollback(server, model)
-    typer.echo(f"{model}: champion is version {now} again (was {was})")
-
-
-@command
-def history(name: Name = None, size: Size = None) -> None:
-    """List the promotions and rollbacks of a model, or of all models of the profile."""
-    from sana_sprint.registry import promote as gates
-
-    server = _server()
-    for model in [_name(server, name, size)] if name or size else _names(server):
-        events = gates.history(server, model)
-        present = gates.version_of(server, model, gates.CHAMPION)
-        title = f"{model}, champion: {'version ' + str(present.version) if present else 'none'}"
-        rows = [[e["at"], e["action"], e["before"] or "none", e["version"], e["user"]] for e in events]
-        console.table(title, ["at (UTC)", "action", "from version", "to version", "by"], rows)
 
 
 @command

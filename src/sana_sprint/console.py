@@ -1,8 +1,10 @@
-"""What all commands of `sana-sprint` share: every fault of the user ends in one line on stderr and exit code 1."""
+"""What all commands of `sana-sprint` share: every fault of the user ends in one line on stderr and exit code 1, what a
+check refuses in exit code 3; --json prints one JSON on stdout and nothing else."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,13 +14,29 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+REFUSED = 3
+CODES = f"Exit codes: 0 done, 1 error (one line on stderr), {REFUSED} a check refuses."
 HELP = "From a text-to-image teacher to a registered student of 1 to 4 steps: draw, score, promote."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Returns the command with its faults told in one line. SANA_SPRINT_TRACEBACK=1 shows the traceback."""
+    return with_example("")(function)
 
+
+def with_example(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns what makes a function a command whose help ends with these examples and the exit codes."""
+    epilog = "\n\n".join([*(f"Example: {one}" for one in examples), CODES]) if any(examples) else None
+
+    def made(function: Callable[..., None]) -> Callable[..., None]:
+        told = _told(function)
+        return app.command(name=function.__name__, epilog=epilog)(told)
+
+    return made
+
+
+def _told(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def told(*args: Any, **kwargs: Any) -> None:
         try:
@@ -30,7 +48,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _end(error)
 
-    return app.command(name=function.__name__)(told)
+    return told
 
 
 def _end(error: Exception) -> None:
@@ -38,6 +56,17 @@ def _end(error: Exception) -> None:
         raise error
     typer.echo(f"error: {' '.join(str(error).split())}", err=True)
     raise typer.Exit(1)
+
+
+def refuse(reason: str) -> None:
+    """Ends the command: a check does not hold."""
+    typer.echo(f"refused: {' '.join(reason.split())}", err=True)
+    raise typer.Exit(REFUSED)
+
+
+def emit(content: Any) -> None:
+    """Prints content as JSON."""
+    typer.echo(json.dumps(content, indent=2))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

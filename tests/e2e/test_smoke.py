@@ -117,7 +117,7 @@ def test_summary_names_places_scores_and_the_next_commands(finished):
 
 
 def test_promote_refuses_a_smoke_student_by_its_floors(finished):
-    told = finished.clone.run("sana-sprint", "promote", "--size", "small", code=1)
+    told = finished.clone.run("sana-sprint", "promote", "--size", "small", code=3)
     assert "sana-sprint-smoke-small version 1 is not promoted, there is still no champion" in told
     assert "overall at 4 steps" in told
     assert rows(finished.clone, "select * from registered_model_aliases where alias = 'champion'") == []

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from sana_sprint import config, storage
-from sana_sprint.registry import register, store, track
+from sana_sprint.registry import card, measured, policy, register, store, track, versions
 
 ROOT = Path(__file__).parents[2]
 SIZE = "small"
@@ -47,7 +54,7 @@ def scored(value, se=0.02):
         "tasks": tasks,
         "seen": pair,
         "heldout": pair,
-        "fid_scene_clip": pair,
+        "fid_scene_clip": {"value": round(1 - value, 6), "se": se},
         "clip_score": pair,
     }
 
@@ -100,3 +107,133 @@ def registered(repository, sprint_folder):
 def server(repository):
     """A client of the repository's store."""
     return store.client(store.tracking_uri(repository))
+
+
+MACHINE = {"cpu": "one", "cores": 2, "threads": 2, "gpu": "none", "torch": "2"}
+ORIGIN = {"data_digest": "d" * 64}
+
+
+def version_tags(scores, folder, weights):
+    """The tags of a version as registration writes them."""
+    tags = measured.score_tags(scores) | measured.detail_tags(scores) | measured.folder_tags(folder)
+    return tags | {"licence": "Apache-2.0", "weights_digest": storage.digest_of(weights), "sampling_digest": "s" * 64}
+
+
+class Model:
+    """A registered model of a store whose versions have small files of their own: made in milliseconds."""
+
+    def __init__(self, server, name, place):
+        self.server, self.name, self.place = server, name, place
+        server.create_registered_model(name)
+
+    def add(self, scores=None, weights=None, **tags):
+        """Returns the number of a new version, the challenger."""
+        scores = scores or evaluation(0.4, 0.6)
+        weights = weights or f"weights {len(list(self.place.iterdir()))}"
+        root = self.place / f"{len(list(self.place.iterdir()))}"
+        folder = root / versions.PIPELINE
+        folder.mkdir(parents=True)
+        params = config.Register(model_name="m", licence="Apache-2.0", description="told")
+        storage.write_text(folder / "README.md", card.write(params, scores, {"times": {}, **SIZES}, ORIGIN, {}))
+        storage.write_json(folder / "model_index.json", {})
+        storage.write_text(folder / "weights.txt", weights)
+        made = self._version(root, version_tags(scores, folder, weights) | tags)
+        self.server.set_registered_model_alias(self.name, versions.CHALLENGER, made.version)
+        return str(made.version)
+
+    def _version(self, root, tags):
+        """A server takes no local folder for a source: there the files are uploaded."""
+        if self.server.tracking_uri.startswith("sqlite"):
+            return self.server.create_model_version(self.name, root.as_uri(), tags=tags)
+        run_id = self.server.create_run("0").info.run_id
+        self.server.log_artifacts(run_id, str(root), "model")
+        return self.server.create_model_version(self.name, f"runs:/{run_id}/model", run_id, tags=tags)
+
+    def alias(self, alias="champion"):
+        """Returns the number that an alias is at, or None."""
+        found = versions.version_of(self.server, self.name, alias)
+        return found and str(found.version)
+
+    def tag(self, number, key, value):
+        self.server.set_model_version_tag(self.name, number, key, value)
+
+
+SIZES = {"width_px": 64, "height_px": 64}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, empty_store):
+    """A client of a sqlite store that the tests of a module share, each with models of its own."""
+    place = tmp_path_factory.mktemp("shared") / "mlflow.db"
+    shutil.copy(empty_store, place)
+    return store.client(f"sqlite:///{place}")
+
+
+@pytest.fixture
+def model(shared, tmp_path, request):
+    """A model of the shared store, named after the test."""
+    (tmp_path / "versions").mkdir()
+    return Model(shared, request.node.name[:120], tmp_path / "versions")
+
+
+@pytest.fixture(scope="session")
+def rules():
+    return policy.load(ROOT / "mlflow/promotion.yaml")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def team_server(tmp_path_factory, empty_store):
+    """The address of a real MLflow server of two workers with basic auth; its user is `anna`."""
+    place = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, place / "mlflow.db")
+    (place / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{place}/auth.db\nadmin_username = anna\n"
+        f"admin_password = {PASSWORD}\nauth_cache_ttl_seconds = 600\n"  # else every request hashes it anew
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    settings = {"MLFLOW_AUTH_CONFIG_PATH": str(place / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-tests"}
+    port, log = free_port(), place / "server.log"
+    words = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", str(place / "artifacts")]
+    words += ["--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *words],
+            env=os.environ | settings | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=place,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def wait_for(address, process, log):
+    for _ in range(360):
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(log.read_text())
+
+
+PASSWORD = "a password of tests"
+
+
+@pytest.fixture
+def anna(monkeypatch):
+    """The environment of the server's user."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.registry import draw, lineage, register, store, track
+from sana_sprint.registry import draw, lineage, measured, store, track
 from tests.registry.conftest import NAME, SIZE, TIMES, evaluation
 
 ROUNDING = 2  # of 255: processors multiply matrices of other sizes in another order
@@ -168,4 +168,4 @@ def test_scores_without_their_protocol_are_refused(registered):
     ],
 )
 def test_judge_is_told_from_the_scores(keys, kind):
-    assert register.judged_by({"1": {key: {"value": 0.1, "se": 0.1} for key in keys}}) == kind
+    assert measured.judged_by({"1": {key: {"value": 0.1, "se": 0.1} for key in keys}}) == kind

@@ -75,6 +75,23 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
     """Returns the scores of one student size beside its undistilled twin and the teacher. Raises ValueError
     naming what is missing.
     """
+    outcome, court, sampling = begin(params, sampling, sigma_d, folders, size)
+    for model in ("student", "undistilled"):
+        loaded = generate.load(getattr(folders, model), sampling, sigma_d)
+        for steps in protocol.STEPS:
+            evaluate_student(outcome, court, loaded, params, model, steps)
+    loaded = generate.load(folders.teacher, sampling, sigma_d)
+    evaluate_teacher(outcome, court, loaded, params, folders, "teacher")
+    for steps in params.teacher_fewer_steps:
+        fewer = replace(loaded, sampling=sampling.model_copy(update={"teacher_steps": steps}))
+        evaluate_teacher(outcome, court, fewer, params, folders, "teacher_fewer")
+    return outcome
+
+
+def begin(
+    params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, size: str
+) -> tuple[Outcome, Court, Sampling]:
+    """Returns an outcome without scores, the judges, and the sampling by the student's schedule."""
     sampling = schedule.sampling_by(folders.schedule, sampling)
     missing = [steps for steps in protocol.STEPS if str(steps) not in sampling.times]
     if missing:
@@ -97,16 +114,7 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
         defaultdict(dict),
         defaultdict(dict),
     )
-    for model in ("student", "undistilled"):
-        loaded = generate.load(getattr(folders, model), sampling, sigma_d)
-        for steps in protocol.STEPS:
-            evaluate_student(outcome, court, loaded, params, model, steps)
-    loaded = generate.load(folders.teacher, sampling, sigma_d)
-    evaluate_teacher(outcome, court, loaded, params, folders, "teacher")
-    for steps in params.teacher_fewer_steps:
-        fewer = replace(loaded, sampling=sampling.model_copy(update={"teacher_steps": steps}))
-        evaluate_teacher(outcome, court, fewer, params, folders, "teacher_fewer")
-    return outcome
+    return outcome, court, sampling
 
 
 def evaluate_student(outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, model: str, steps: int) -> None:

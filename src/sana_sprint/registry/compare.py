@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sana_sprint.maths import metrics
-from sana_sprint.registry import promote, store
+from sana_sprint.registry import store, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,21 +131,14 @@ def read(
 
 def registered(uri: str) -> Evaluation:
     """Returns the evaluation that a registered version carries."""
-    server = store.client(store.tracking_uri())
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if at:
-        version = promote.version_of(server, name, alias)
-    else:
-        name, _, number = name.partition("/")
-        versions = server.search_model_versions(f"name = '{name}'")
-        version = next((one for one in versions if str(one.version) == number), None)
-    if version is None:
-        raise ValueError(f"{uri}: no such version; `sana-sprint history` lists the models")
+    version = versions.resolve(store.client(store.tracking_uri()), uri)
+    if "scores" not in version.tags:
+        raise ValueError(f"{uri}: no tag 'scores', so nothing to compare; register it with `dvc repro register`")
     scores = {
         network: {steps: {k: {"value": v[0], "se": v[1]} for k, v in at.items()} for steps, at in per.items()}
         for network, per in json.loads(version.tags["scores"]).items()
     }
-    return Evaluation(f"{name} version {version.version}", version.tags["protocol_digest"], scores, None)
+    return Evaluation(f"{version.name} version {version.version}", version.tags["protocol_digest"], scores, None)
 
 
 def rows(before: Evaluation, after: Evaluation) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import lineage, promote, store
+from sana_sprint.registry import lineage, store, versions
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -26,8 +26,8 @@ def champion(server: MlflowClient, names: list[str], size: str | None) -> str | 
     """
     wanted = [name for name in names if name.endswith(f"-{size or DEFAULT_SIZE}")]
     for name in wanted if size else [*wanted, *names]:
-        if promote.version_of(server, name, promote.CHAMPION):
-            return f"models:/{name}@{promote.CHAMPION}"
+        if versions.version_of(server, name, versions.CHAMPION):
+            return f"models:/{name}@{versions.CHAMPION}"
     return None
 
 

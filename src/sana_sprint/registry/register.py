@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -13,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
-from sana_sprint.registry import card, lineage, store, track
+from sana_sprint.registry import card, lineage, measured, store, track, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,34 +23,13 @@ if TYPE_CHECKING:
 
     from sana_sprint.config import Register
 
-CHALLENGER = "challenger"
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
-TAG_LENGTH_MAX = 5000
 TOLD = ("prepare.", "prune.sizes.", "prune.healing.steps", "distill.")  # params that the card tells
 
 
 def model_name(params: Register, size: str) -> str:
     """Returns the name of the registered model of a size."""
     return f"{params.model_name}-{size}"
-
-
-def judged_by(student: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns how evaluate judged, as mlflow/promotion.yaml names it: scenes, classes or none."""
-    first = next(iter(student.values()))
-    if "overall" not in first:
-        return "none"
-    return "scenes" if "fid_scene_clip" in first else "classes"
-
-
-def compact(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Returns scores without tasks as JSON that fits a tag: {network: {steps: {score: [value, se]}}}."""
-
-    def pairs(at: Mapping[str, Any]) -> dict[str, list[float]]:
-        return {k: [round(v["value"], 6), round(v["se"], 6)] for k, v in at.items() if "value" in v}
-
-    text = json.dumps({who: {n: pairs(at) for n, at in per.items()} for who, per in scores.items()})
-    assert len(text) <= TAG_LENGTH_MAX, f"scores take {len(text)} characters of a tag"
-    return text
 
 
 def requirements() -> list[str]:
@@ -183,7 +161,8 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
     root = lineage.repository()
     name, server = model_name(params, evaluation["size"]), store.client(run.uri)
     digests = {"weights_digest": storage.digest(student), "sampling_digest": storage.digest_of(sampling)}
-    tags = score_tags(evaluation) | {"licence": params.licence} | digests
+    tags = measured.score_tags(evaluation) | {"licence": params.licence} | digests
+    details = measured.detail_tags(evaluation)
     version = existing(server, name, digests)
     known = version is not None
     if version is None:
@@ -193,18 +172,19 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
         text = card.write(params, evaluation, sampling, origin, _trained(server, run_ids))
         place = root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline"
         with with_card(student, text, sampling, place) as folder:
+            details |= measured.folder_tags(folder)
             model_id = _logged_model(folder, _example(evaluation), sampling, tags | origin, run)
-        tags |= origin | {"model_id": model_id, "profile": config.profile(root)}
+        tags |= details | origin | {"model_id": model_id, "profile": config.profile(root)}
         version = _new_version(server, name, model_id, tags, params.description, run)
     else:
-        for key, value in tags.items():
+        for key, value in (tags | details | _folder_tags(server, name, version)).items():
             server.set_model_version_tag(name, version, key, value)
     made = server.get_model_version(name, version)
     _record_scores(server, run.run_id, made.tags["model_id"], evaluation)
     server.log_model_artifact(made.tags["model_id"], str(scores), "evaluation")
-    server.set_registered_model_alias(name, CHALLENGER, version)
-    keep = {key: value for key, value in made.tags.items() if key != "scores"}
-    called = {"name": name, "version": int(version), "uri": f"models:/{name}/{version}", "alias": CHALLENGER}
+    server.set_registered_model_alias(name, versions.CHALLENGER, version)
+    keep = {key: value for key, value in made.tags.items() if key not in {measured.SCORES, *details}}
+    called = {"name": name, "version": int(version), "uri": f"models:/{name}/{version}", "alias": versions.CHALLENGER}
     return called | {"new": not known, "model_id": made.tags["model_id"], "tags": keep}
 
 
@@ -212,14 +192,11 @@ def _profile_file(root: Path) -> Path:
     return root / "profiles" / f"{config.profile(root)}.yaml"
 
 
-def score_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the version's tags that promotion reads, so that it needs no working tree."""
-    return {
-        "size": evaluation["size"],
-        "protocol_digest": evaluation["protocol_digest"],
-        "judged_by": judged_by(evaluation["scores"]["student"]),
-        "scores": compact(evaluation["scores"]),
-    }
+def _folder_tags(server: MlflowClient, name: str, number: str) -> dict[str, str]:
+    """Returns the tags of the folder of a version that was registered before there were such tags."""
+    version = versions.find(server, name, number)
+    known = measured.FILES in version.tags
+    return {} if known else measured.folder_tags(versions.fetched(server, version) / versions.PIPELINE)
 
 
 def _new_version(

@@ -47,11 +47,13 @@ def shown(uri: str) -> str:
 
 def unreachable(uri: str, reason: object) -> ValueError:
     """Returns the error of a tracking store that cannot be used: its address, the reason and the remedy."""
-    remedy = (
-        "start it with `make ui` or check the address, or unset MLFLOW_TRACKING_URI to use data/mlflow"
-        if uri.startswith("http")
-        else "check that its folder can be written, or set MLFLOW_TRACKING_URI to another store"
-    )
+    if "error code 401" in str(reason):
+        remedy = "user or password is wrong: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        reason = "401, not authenticated"
+    elif uri.startswith("http"):
+        remedy = "start it with `make ui` or check the address, or unset MLFLOW_TRACKING_URI to use data/mlflow"
+    else:
+        remedy = "check that its folder can be written, or set MLFLOW_TRACKING_URI to another store"
     return ValueError(f"tracking server {shown(uri)} cannot be used ({one_line(reason):.300}): {remedy}")
 
 

@@ -1,0 +1,125 @@
+"""Versions of a registered model: which one an alias, a number or a models:/ address means, and where its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sana_sprint.registry import store
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+PIPELINE = "artifacts/pipeline"  # of the registered pyfunc model: the stock diffusers folder
+ABSENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+FAULT_LENGTH_MAX = 300
+
+
+def version_of(server: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """Returns the version that an alias points to, or None when the model or the alias is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return server.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise
+
+
+def numbered(server: MlflowClient, name: str, number: str) -> ModelVersion | None:
+    """Returns a version by its number, or None when the model or the version is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return server.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise
+
+
+def find(server: MlflowClient, name: str, number: str | None) -> ModelVersion:
+    """Returns a version by number, else the challenger. Raises ValueError naming what is missing."""
+    if number is None:
+        found = version_of(server, name, CHALLENGER)
+        if found is None:
+            raise ValueError(f"{name}: no version has the alias '{CHALLENGER}'; run `dvc repro register` first")
+        return found
+    found = numbered(server, name, number)
+    if found is None:
+        raise ValueError(f"{name}: there is no version {number}; {known(server, name)}")
+    return found
+
+
+def known(server: MlflowClient, name: str) -> str:
+    """Returns in words which versions of a model there are."""
+    numbers = sorted((int(version.version) for version in every(server, name)), reverse=True)
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return f"there are: {shown}" if numbers else "the model has none; run `dvc repro register` first"
+
+
+def every(server: MlflowClient, name: str) -> list[ModelVersion]:
+    """Returns all versions of a model that are not deleted, by number; [] when there is no such model."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = server.search_model_versions(f"name = '{name}'", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
+def resolve(server: MlflowClient, uri: str) -> ModelVersion:
+    """Returns the version of models:/name@alias or models:/name/number. Raises ValueError naming what is not there."""
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if at:
+        found = version_of(server, name, alias)
+        if found is None:
+            raise ValueError(f"{uri}: no version of {name} has the alias '{alias}'; {known(server, name)}")
+        return found
+    name, _, number = name.partition("/")
+    if not uri.startswith("models:/") or not number.isdigit():
+        raise ValueError(f"{uri}: name a version as models:/name@alias or models:/name/number")
+    return find(server, name, number)
+
+
+def root(server: MlflowClient, version: ModelVersion) -> str:
+    """Returns the address of a version's files in its artefact store."""
+    return str(server.get_model_version_download_uri(version.name, str(version.version)))
+
+
+def fault(server: MlflowClient, version: ModelVersion) -> str | None:
+    """Returns in words why a version's pipeline folder cannot be used, or None when its files are there."""
+    from mlflow.artifacts import list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    place = f"{root(server, version)}/{PIPELINE}"
+    try:
+        names = {file.path.rpartition("/")[2] for file in list_artifacts(place, tracking_uri=server.tracking_uri)}
+    except (MlflowException, OSError) as error:
+        return f"{store.shown(place)}: {store.one_line(error):.{FAULT_LENGTH_MAX}}"
+    return None if "model_index.json" in names else f"{store.shown(place)}: no model_index.json there"
+
+
+def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = None) -> Path:
+    """Returns the folder of a version's model, downloaded below `place`; where it lies on a disk of this machine it is
+    read in place when `place` is None. Raises ValueError when its files are gone."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    gone = fault(server, version)
+    if gone is not None:
+        raise ValueError(f"{version.name} version {version.version}: its files are gone ({gone})")
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    try:
+        below = None if place is None else str(place)
+        path = download_artifacts(root(server, version), dst_path=below, tracking_uri=server.tracking_uri)
+    except (MlflowException, OSError) as error:
+        reason = f"{store.one_line(error):.{FAULT_LENGTH_MAX}}"
+        raise ValueError(f"{version.name} version {version.version}: its files cannot be read ({reason})") from None
+    return Path(path)
