@@ -60,9 +60,9 @@ check: .venv/ready ## lint, types, floors
 	mypy
 	lint-imports
 
-unit: .venv/ready ## unit tests
+unit: .venv/ready ## unit tests, two files at a time
 	@command -v chromium chromium-browser google-chrome > /dev/null || { echo "error: the tests of pages drive Chromium; on Debian: apt install chromium"; exit 1; }
-	python -m pytest -m "not e2e and not gpu"
+	OMP_NUM_THREADS=1 python -m pytest -m "not e2e and not gpu" --numprocesses 2 --dist loadfile
 
 e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed
 	python -m pytest -m e2e

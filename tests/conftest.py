@@ -22,6 +22,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores import anna, empty_store, team_server
+
+__all__ = ["anna", "empty_store", "team_server"]
 SAMPLING = {
     "height_px": 64,
     "width_px": 64,

@@ -7,9 +7,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sana_sprint import cli, config, storage
-from tests.registry.conftest import NAME, SIZE, empty_store, evaluation, registered, repository, server
+from tests.registry.conftest import NAME, SIZE, evaluation, registered, repository, server
 
-__all__ = ["empty_store", "registered", "repository", "server"]
+__all__ = ["registered", "repository", "server"]
 
 
 def call(*words, code=0):

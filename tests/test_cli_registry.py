@@ -8,21 +8,10 @@ from typer.testing import CliRunner
 
 from sana_sprint import cli
 from sana_sprint.registry import store, versions
-from tests.registry.conftest import (
-    NAME,
-    SIZE,
-    Model,
-    anna,
-    empty_store,
-    evaluation,
-    registered,
-    repository,
-    server,
-    team_server,
-)
+from tests.registry.conftest import NAME, SIZE, Model, evaluation, registered, repository, server
 from tests.test_cli import call, refused
 
-__all__ = ["anna", "empty_store", "registered", "repository", "server", "team_server"]
+__all__ = ["registered", "repository", "server"]
 
 
 def parsed(*words, code=0):

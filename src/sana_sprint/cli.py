@@ -1,6 +1,6 @@
 """The console command `sana-sprint`: generate, use, recover, summary; of cli_scores sample, score, compare; of
-cli_registry promote, rollback, history, audit; of cli_deliver transfer, follow. Frameworks are imported by the command
-that needs them."""
+cli_registry promote, rollback, history, audit; of cli_deliver transfer, follow; of cli_lineage lineage, uses. The
+command that needs a framework imports it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from sana_sprint import cli_deliver, cli_registry, cli_scores, config, console, recovery, storage
+from sana_sprint import cli_deliver, cli_lineage, cli_registry, cli_scores, config, console, recovery, storage
 from sana_sprint.cli_registry import Size
 from sana_sprint.console import command
 from sana_sprint.registry import lineage
 
 app = console.app
-__all__ = ["app", "cli_deliver", "cli_registry", "cli_scores", "main"]  # these add their commands to app
+__all__ = ["app", "cli_deliver", "cli_lineage", "cli_registry", "cli_scores", "main"]  # these add their commands to app
 SCORES = Path("data/metrics/evaluate")
 REGISTRATIONS = Path("data/reports/registration")
 REPORT, GRIDS = Path("data/reports/index.html"), Path("data/grids")

@@ -80,3 +80,21 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         shown.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(shown)
+
+
+def tree(title: str, content: dict[str, Any]) -> None:
+    """Prints nested content as a tree."""
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def grow(branch: Tree, part: dict[str, Any]) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                grow(branch.add(Text(key.replace("_", " "))), value)
+            else:
+                branch.add(Text(f"{key.replace('_', ' ')}: {value}"))
+
+    top = Tree(Text(title))
+    grow(top, content)
+    Console(soft_wrap=True).print(top)

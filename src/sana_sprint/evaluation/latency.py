@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sana_sprint import host
 from sana_sprint.evaluation import energy, generate
 
 if TYPE_CHECKING:
@@ -141,17 +142,10 @@ def machine() -> dict[str, str | int]:
     """Returns what the times were measured on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "cpu": cpu_name(),
+        "cpu": host.cpu_name(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def cpu_name() -> str:
-    """Returns the processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

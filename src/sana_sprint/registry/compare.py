@@ -176,9 +176,9 @@ def against_champions(prefix: str, root: Path) -> list[dict[str, Any]]:
 
 def against_champion(name: str, size: str, root: Path) -> dict[str, Any] | None:
     """Returns a student beside the champion of its model as a table with title and words, None without a champion."""
-    if promote.version_of(store.client(store.tracking_uri()), name, promote.CHAMPION) is None:
+    if versions.version_of(store.client(store.tracking_uri()), name, versions.CHAMPION) is None:
         return None
-    champion, here = registered(f"models:/{name}@{promote.CHAMPION}"), load(WORKSPACE, size, root)
+    champion, here = registered(f"models:/{name}@{versions.CHAMPION}"), load(WORKSPACE, size, root)
     words = "As the registry had it when this page was made. " + told(champion, here)
     head = ["steps", "score", "champion", "this student", "difference"]
     rows = [row[1:] for row in table(champion, here) if row[0] == NETWORKS[0]]

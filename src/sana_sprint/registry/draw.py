@@ -47,16 +47,8 @@ def folder_of(model: str | None, size: str | None) -> tuple[Path, str]:
 
 def _downloaded(uri: str) -> Path:
     """Returns the pipeline folder of a registered model; a local store is read in place."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    address = store.tracking_uri()
-    store.client(address)
-    mlflow.set_tracking_uri(address)
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri)) / "artifacts" / "pipeline"
-    except MlflowException as error:
-        raise ValueError(f"{uri}: {error}; see `sana-sprint history`") from None
+    server = store.client(store.tracking_uri())
+    return versions.fetched(server, versions.resolve(server, uri)) / versions.PIPELINE
 
 
 def _quiet() -> None:

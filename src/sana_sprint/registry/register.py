@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
-from sana_sprint.registry import card, lineage, measured, store, track, versions
+from sana_sprint.registry import card, lineage, measured, origin, store, track, trust, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -167,25 +167,26 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
     known = version is not None
     if version is None:
         run_ids = lineage.run_ids(server, run.run_id, evaluation["size"], config.read(_profile_file(root)))
-        origin = lineage.git_tags(root) | lineage.digests(root) | run_ids
-        origin |= {"run_parent": run.parent_id, "run_register": run.run_id}
-        text = card.write(params, evaluation, sampling, origin, _trained(server, run_ids))
+        made = lineage.git_tags(root) | lineage.digests(root) | run_ids
+        made |= {"run_parent": run.parent_id, "run_register": run.run_id}
+        text = card.write(params, evaluation, sampling, made, _trained(server, run_ids))
         place = root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline"
         with with_card(student, text, sampling, place) as folder:
-            details |= measured.folder_tags(folder)
-            model_id = _logged_model(folder, _example(evaluation), sampling, tags | origin, run)
-        tags |= details | origin | {"model_id": model_id, "profile": config.profile(root)}
+            trust.check(folder)
+            details |= measured.folder_tags(folder) | origin.version_tags(root, evaluation["size"])
+            model_id = _logged_model(folder, _example(evaluation), sampling, tags | made, run)
+        tags |= details | made | {"model_id": model_id, "profile": config.profile(root)}
         version = _new_version(server, name, model_id, tags, params.description, run)
     else:
         for key, value in (tags | details | _folder_tags(server, name, version)).items():
             server.set_model_version_tag(name, version, key, value)
-    made = server.get_model_version(name, version)
-    _record_scores(server, run.run_id, made.tags["model_id"], evaluation)
-    server.log_model_artifact(made.tags["model_id"], str(scores), "evaluation")
+    there = server.get_model_version(name, version)
+    _record_scores(server, run.run_id, there.tags["model_id"], evaluation)
+    server.log_model_artifact(there.tags["model_id"], str(scores), "evaluation")
     server.set_registered_model_alias(name, versions.CHALLENGER, version)
-    keep = {key: value for key, value in made.tags.items() if key not in {measured.SCORES, *details}}
+    keep = {key: value for key, value in there.tags.items() if key not in {measured.SCORES, *details}}
     called = {"name": name, "version": int(version), "uri": f"models:/{name}/{version}", "alias": versions.CHALLENGER}
-    return called | {"new": not known, "model_id": made.tags["model_id"], "tags": keep}
+    return called | {"new": not known, "model_id": there.tags["model_id"], "tags": keep}
 
 
 def _profile_file(root: Path) -> Path:

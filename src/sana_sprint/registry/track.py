@@ -9,6 +9,7 @@ repository.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, process
-from sana_sprint.registry import lineage, store
+from sana_sprint.registry import lineage, origin, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -134,7 +135,7 @@ def _open(name: str, size: str | None, sections: Mapping[str, Any]) -> Run:
         _close_dead(server, experiment_id)
         parent_id = _parent(server, experiment_id, profile, tags)
         tags |= {"kind": "stage", "stage": name, "size": size or "", "process": lineage.process()}
-        tags |= {"mlflow.parentRunId": parent_id}
+        tags |= {"mlflow.parentRunId": parent_id, origin.MADE_FROM: json.dumps(origin.made_from(root, name, size))}
         label = f"{name} {size}" if size else name
         run = server.create_run(experiment_id, run_name=label, tags=tags)
         _params(server, run.info.run_id, sections)

@@ -7,7 +7,9 @@ there is whole. What the aliases and the history of the old registry say is told
 
 from __future__ import annotations
 
+import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from sana_sprint import storage
 from sana_sprint.registry import history, measured, moves, packed, store, versions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -96,6 +100,7 @@ def _copied(source: MlflowClient, version: ModelVersion, target: MlflowClient, n
 
 def _uploaded(source: MlflowClient, version: ModelVersion, target: MlflowClient, folder: Path) -> tuple[str, str]:
     """Returns the ids of the LoggedModel there and of the run that made it, with the metrics of the one here."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # --json prints one JSON
     experiment = store.experiment(target, target.tracking_uri, version.tags.get("profile", "transfer"))
     label = f"transfer {version.name} {version.version}"
     came = f"{store.shown(source.tracking_uri)} models:/{version.name}/{version.version}"
@@ -127,7 +132,6 @@ def _version(
     source: MlflowClient, version: ModelVersion, target: MlflowClient, name: str, model_id: str, run_id: str
 ) -> str:
     """Returns the number of the new version there; the registered model is made where it is absent."""
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
@@ -135,13 +139,25 @@ def _version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    mlflow.set_tracking_uri(target.tracking_uri)  # the sqlite store asks it for the LoggedModel
-    made = target.create_model_version(
-        name,
-        f"models:/{model_id}",
-        run_id,
-        tags=_tags(source, version) | {"model_id": model_id},
-        description=version.description,
-        model_id=model_id,
-    )
+    tags = _tags(source, version) | {"model_id": model_id}
+    with _in_use(target.tracking_uri):
+        made = target.create_model_version(
+            name, f"models:/{model_id}", run_id, tags=tags, description=version.description, model_id=model_id
+        )
     return str(made.version)
+
+
+@contextmanager
+def _in_use(uri: str) -> Iterator[None]:
+    """Makes a store MLflow's own for a while: the sqlite store looks there for the LoggedModel of a version. MLflow
+    keeps its choice in the environment too."""
+    import mlflow
+
+    before, named = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if named is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)

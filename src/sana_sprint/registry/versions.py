@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_sprint.registry import store
+from sana_sprint.registry import store, trust
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -122,4 +122,5 @@ def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = No
     except (MlflowException, OSError) as error:
         reason = f"{store.one_line(error):.{FAULT_LENGTH_MAX}}"
         raise ValueError(f"{version.name} version {version.version}: its files cannot be read ({reason})") from None
+    trust.check(Path(path), f"{version.name} version {version.version}")
     return Path(path)

@@ -1,0 +1,63 @@
+"""The commands of `sana-sprint` on lineage: what a version was made from, and what was made from some data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sana_sprint import cli_registry, console
+from sana_sprint.cli_registry import Json
+from sana_sprint.console import with_example
+from sana_sprint.registry import lineage as places
+
+
+@with_example(
+    "sana-sprint lineage models:/sana-sprint-demo-base@champion",
+    "sana-sprint lineage models:/sana-sprint-demo-base/3 --checkout",
+)
+def lineage(
+    version: Annotated[str, typer.Argument(help="models:/name@alias or models:/name/number.")],
+    checkout: Annotated[
+        bool, typer.Option("--checkout", help="Also put code and data of this repository back to where it was made.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what a version was made from: code, data, parameters, runs, machine, packages."""
+    from sana_sprint.registry import ancestry, versions
+
+    client = cli_registry.server()
+    found = versions.resolve(client, version)
+    told = ancestry.of_version(client, found)
+    if checkout:
+        told["checked_out"] = ancestry.checkout(places.repository(), found)
+    if as_json:
+        console.emit(told)
+    else:
+        console.tree(told.pop("version"), told)
+
+
+@with_example("sana-sprint uses data/raw", "sana-sprint uses c07c295ead54f32afbc3d796f94a0ea6.dir --json")
+def uses(
+    path: Annotated[
+        str, typer.Argument(help="An output of the pipeline, or a digest that dvc.lock has or had for one.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """List every run and version that was made from some data."""
+    from sana_sprint.registry import ancestry, origin
+
+    root = places.repository()
+    digest = path if origin.is_digest(path) else origin.digest_of(root, path)
+    found: dict[str, Any] = ancestry.uses(cli_registry.server(), digest)
+    if as_json:
+        console.emit({"digest": digest} | found)
+        return
+    versions = [
+        [one["name"], one["version"], ", ".join(one["aliases"]), one["git_commit"][:12]] for one in found["versions"]
+    ]
+    console.table(f"versions made from {path} ({digest})", ["model", "version", "aliases", "git commit"], versions)
+    runs = [[one["name"], one["run"], one["status"], one["git_commit"][:12]] for one in found["runs"]]
+    console.table(
+        f"runs that read it, or what was made of it: {len(runs)}", ["run", "id", "status", "git commit"], runs
+    )

@@ -1,0 +1,177 @@
+"""Lineage both ways: from a version to what it was made from, and from data to every run and version made from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from sana_sprint.registry import origin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+RUN_TAG = "run_"  # prefix of a version's tags that name the runs of its stages
+PAGE = 1000
+
+
+def read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Returns the JSON of a tag, {} where it is not there or none."""
+    try:
+        found = json.loads(tags.get(key, "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
+    """Returns where a version comes from: code, data, parameters' profile, runs of its stages, machine, digests."""
+    tags = version.tags
+    runs = {key.removeprefix(RUN_TAG): value for key, value in tags.items() if key.startswith(RUN_TAG)}
+    return {
+        "version": f"{version.name} version {version.version}",
+        "weights_sha256": tags.get("weights_digest", "not recorded"),
+        "sampling_sha256": tags.get("sampling_digest", "not recorded"),
+        "protocol_sha256": tags.get("protocol_digest", "not recorded"),
+        "code": {"git_commit": tags.get("git_commit", "none"), "changed": tags.get("git_dirty", "unknown")},
+        "data": {
+            "dvc_lock_sha256": tags.get("dvc_lock_sha256", "none"),
+            "manifest_sha256": tags.get("data_digest", "none"),
+            "outputs": read(tags, origin.MADE_FROM),
+        },
+        "parameters": {"profile": tags.get("profile", "none")},
+        "runs": {stage: of_run(server, run_id) for stage, run_id in sorted(runs.items())},
+        "made_on": read(tags, origin.MADE_ON),
+        "requirements_lock_sha256": tags.get("environment_digest", "not recorded"),
+    }
+
+
+def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
+    """Returns a run's name, status, times and number of parameters; only its id where the server has it no more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = server.get_run(run_id)
+    except MlflowException:
+        return {"run": run_id, "status": "gone"}
+    took_s = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
+    told = {"run": run_id, "name": run.info.run_name, "status": run.info.status, "took_s": took_s}
+    return told | {"params": len(run.data.params)}
+
+
+def uses(server: MlflowClient, digest: str) -> dict[str, list[dict[str, Any]]]:
+    """Returns the runs and the versions that an output of this digest stands above, newest first."""
+    experiments = [one.experiment_id for one in server.search_experiments()]
+    runs = [
+        run
+        for run in found_runs(server, experiments, digest)
+        if digest in read(run.data.tags, origin.MADE_FROM).values()
+    ]
+    made = [one for one in every_version(server) if digest in read(one.tags, origin.MADE_FROM).values()]
+    return {
+        "runs": [
+            {"run": run.info.run_id, "name": run.info.run_name, "status": run.info.status, **commit(run.data.tags)}
+            for run in runs
+        ],
+        "versions": [
+            {"name": one.name, "version": str(one.version), "aliases": list(one.aliases), **commit(one.tags)}
+            for one in sorted(made, key=lambda one: (one.name, -int(one.version)))
+        ],
+    }
+
+
+def commit(tags: Mapping[str, str]) -> dict[str, str]:
+    """Returns the git commit of a run or version."""
+    return {"git_commit": tags.get("git_commit", "none")}
+
+
+def found_runs(server: MlflowClient, experiments: list[str], digest: str) -> list[Run]:
+    """Returns all runs whose tag origin.MADE_FROM names the digest."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = server.search_runs(
+            experiments,
+            filter_string=f"tags.{origin.MADE_FROM} LIKE '%{digest}%'",
+            order_by=["attributes.start_time DESC"],
+            max_results=PAGE,
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def every_version(server: MlflowClient) -> list[ModelVersion]:
+    """Returns the versions of all registered models."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = server.search_model_versions(max_results=PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def checkout(root: Path, version: ModelVersion) -> str:
+    """Puts code and data of the repository back to where a version was made, and returns the commit: the first whose
+    dvc.lock holds the version's outputs. Raises ValueError when the working tree has changes, when no commit holds
+    them, or when their data are neither in DVC's cache nor its remote."""
+    if git(root, "status", "--porcelain", "--untracked-files=no"):
+        raise ValueError(f"{root}: the working tree has changes; commit or stash them first")
+    made = read(version.tags, origin.MADE_FROM)
+    commit = holding(root, made)
+    if commit is None:
+        called = f"{version.name} version {version.version}"
+        raise ValueError(
+            f"{called}: no commit of this repository has a dvc.lock with its outputs; it was registered at commit "
+            f"{version.tags.get('git_commit', 'none')}, and dvc.lock was not committed after it"
+        )
+    git(root, "checkout", "--quiet", commit)
+    restore(root)
+    return commit
+
+
+def holding(root: Path, made: Mapping[str, str]) -> str | None:
+    """Returns the oldest commit whose dvc.lock has all these outputs, or None."""
+    student = next((digest for path, digest in made.items() if path.startswith("data/models/student/")), None)
+    if student is None:
+        return None
+    commits = git(root, "log", "--all", "--reverse", "--format=%H", "-S", student, "--", "dvc.lock").split()
+    for commit in commits:
+        stages = origin.parsed(git(root, "show", f"{commit}:dvc.lock"))
+        known = {path: digest for path, (_, digest) in origin.outputs(stages).items()}
+        if all(known.get(path) == digest for path, digest in made.items()):
+            return commit
+    return None
+
+
+def restore(root: Path) -> None:
+    """Brings the outputs of dvc.lock into the working tree, from DVC's cache, else from its remote."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        try:
+            repo.checkout(force=True)
+        except DvcException:
+            try:
+                repo.pull()
+            except DvcException as error:
+                words = " ".join(str(error).split())
+                raise ValueError(f"{root}: data are neither in DVC's cache nor its remote ({words:.300})") from None
+
+
+def git(root: Path, *words: str) -> str:
+    """Returns the output of a git command. Raises ValueError with git's words when it fails."""
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"git {' '.join(words[:2])}: {' '.join(done.stderr.split()):.300}")
+    return done.stdout.strip()

@@ -1,0 +1,121 @@
+"""What an output was made from: the data of dvc.lock above a stage, by path and digest, and the machine it was made on.
+
+dvc.lock knows what every finished stage read and wrote; the stage at work is read from dvc.yaml, because DVC writes its
+entry when it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sana_sprint import host, storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+MADE_FROM = "made_from"  # the tag of runs and versions: {path: digest} of the data above them, as JSON
+MADE_ON = "made_on"  # the tag of versions: `machine`, as JSON
+SIZE = "${item.size}"  # what stands in dvc.yaml for the size of a student
+PACKAGES = ("torch", "diffusers", "transformers", "lightning", "ray", "mlflow", "dvc", "numpy")
+
+
+def locked(root: Path) -> dict[str, Any]:
+    """Returns the stages of dvc.lock by name, {} where there is none."""
+    path = root / "dvc.lock"
+    return parsed(path.read_text()) if path.is_file() else {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Returns the stages of the text of dvc.yaml or dvc.lock; libyaml reads such long files in a tenth of the time."""
+    content = yaml.load(text, Loader=yaml.CSafeLoader)
+    return dict(content["stages"]) if content and "stages" in content else {}
+
+
+def outputs(stages: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Returns {path: (stage, digest)} of all outputs of dvc.lock."""
+    return {out["path"]: (name, out["md5"]) for name, one in stages.items() for out in one.get("outs", [])}
+
+
+def reads(root: Path, stage: str, size: str | None) -> list[str]:
+    """Returns the data that dvc.yaml says a stage reads, [] for one it does not know."""
+    found = parsed((root / "dvc.yaml").read_text()).get(stage, {})
+    return [path.replace(SIZE, size or "") for path in found.get("deps", []) if path.startswith("data/")]
+
+
+def overlaps(path: str, other: str) -> bool:
+    """Tells whether one path is the other or lies in it."""
+    return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
+
+
+def above(stages: Mapping[str, Any], paths: list[str]) -> dict[str, str]:
+    """Returns {path: digest} of the outputs of dvc.lock that these paths are, and of all that those were made from."""
+    made, found, asked = outputs(stages), dict[str, str](), list(paths)
+    while asked:
+        wanted = asked.pop()
+        for out, (stage, digest) in made.items():
+            if overlaps(wanted, out) and out not in found:
+                found[out] = digest
+                asked += [dep["path"] for dep in stages[stage].get("deps", []) if dep["path"].startswith("data/")]
+    return dict(sorted(found.items()))
+
+
+def made_from(root: Path, stage: str, size: str | None) -> dict[str, str]:
+    """Returns {path: digest} of all data above a stage at work; {} outside a repository with dvc.yaml."""
+    if not (root / "dvc.yaml").is_file():
+        return {}
+    return above(locked(root), reads(root, stage, size))
+
+
+def is_digest(text: str) -> bool:
+    """Tells whether a text is a digest as dvc.lock writes them: 32 hexadecimal digits, of a folder with .dir."""
+    return re.fullmatch(r"[0-9a-f]{32}(\.dir)?", text) is not None
+
+
+def digest_of(root: Path, path: str) -> str:
+    """Returns the digest by which dvc.lock knows an output. Raises ValueError naming what dvc.lock knows."""
+    known = outputs(locked(root))
+    if path.rstrip("/") in known:
+        return known[path.rstrip("/")][1]
+    near = [one for one in known if overlaps(path.rstrip("/"), one)]
+    remedy = f"name {' or '.join(near[:5])}" if near else "name an output of a stage, such as data/raw, or its digest"
+    raise ValueError(f"{path}: no output that dvc.lock knows; {remedy}")
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a run was made on: system, processor, cores, Python, and the versions of the main packages."""
+    return {
+        "system": platform.platform(),
+        "cpu": host.cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": sys.version.split()[0],
+        "packages": dict(installed()),
+    }
+
+
+def installed() -> Iterator[tuple[str, str]]:
+    """Yields the main packages that are installed, with their versions."""
+    for name in PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def version_tags(root: Path, size: str) -> dict[str, str]:
+    """Returns what a version's tags say of its data, its machine, and the digest of requirements.lock (`none` where
+    there is none)."""
+    path = root / "requirements.lock"
+    return {
+        MADE_FROM: json.dumps(made_from(root, "register", size)),
+        MADE_ON: json.dumps(machine()),
+        "environment_digest": storage.digest(path) if path.is_file() else "none",
+    }

@@ -1,0 +1,148 @@
+"""Transfer: a version arrives in another registry whole or not at all, once, with what it was and whence it came."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from sana_sprint import storage
+from sana_sprint.registry import audit, history, packed, promote, store, transfer, versions
+from tests.registry.conftest import NAME, evaluation
+from tests.registry.test_promote import promoted
+from tests.test_cli import call, refused
+from tests.test_cli_registry import parsed
+
+
+@pytest.fixture
+def other(tmp_path, empty_store):
+    """A second sqlite store."""
+    (tmp_path / "other").mkdir()
+    shutil.copy(empty_store, tmp_path / "other/mlflow.db")
+    return store.client(f"sqlite:///{tmp_path}/other/mlflow.db")
+
+
+def two(model, rules):
+    """A model with two champions and a rollback."""
+    for score in (0.40, 0.50):
+        model.add(evaluation(score, 0.70), profile="demo", run_prepare="a-run-of-here")
+        promoted(model, rules)
+    promote.rollback(model.server, model.name)
+    return model
+
+
+def test_a_version_arrives_with_its_files_card_lineage_scores_and_past(model, other, rules):
+    two(model, rules)
+    told = transfer.transfer(model.server, f"models:/{model.name}/2", other)
+    assert (told["new"], told["entries"]) == (True, 2)
+    here = model.server.get_model_version(model.name, "2")
+    there = other.get_model_version(model.name, "1")
+    folder = versions.fetched(other, there)
+    assert storage.digest(folder) == storage.digest(versions.fetched(model.server, here))
+    assert (folder / versions.PIPELINE / "README.md").read_text().startswith("---\nlicense: apache-2.0")
+    same = {key for key in here.tags if not key.startswith("history_entry.")}
+    assert {key: there.tags[key] for key in same} == {key: here.tags[key] for key in same}
+    assert not [key for key in there.tags if key.startswith("history_entry.")]
+    past = packed.unpack(there.tags, "transferred.past")
+    assert [(entry["entry"], entry["action"], entry["to"]) for entry in past] == [
+        (2, "promote", "2"),
+        (3, "rollback", "1"),
+    ]
+    digests = [entry.digest for entry in history.read(model.server, model.name).entries]
+    assert [entry["digest"] for entry in past] == digests[1:]
+    came = packed.unpack(there.tags, "transferred.from")
+    assert came["version"] == f"models:/{model.name}/2"
+    assert versions.version_of(other, model.name, "challenger").version == there.version
+    assert versions.version_of(other, model.name, "champion") is None
+
+
+def test_what_is_there_already_is_not_copied_again(model, other, rules):
+    two(model, rules)
+    first = transfer.transfer(model.server, f"models:/{model.name}@champion", other)
+    count = len(other.search_logged_models(["0", other.get_experiment_by_name("sana-sprint-demo").experiment_id]))
+    promoted(model, rules, "2")
+    again = transfer.transfer(model.server, f"models:/{model.name}/1", other)
+    assert (first["new"], again["new"], again["to"]["version"]) == (True, False, first["to"]["version"])
+    assert count == 1
+    assert len(other.search_logged_models([other.get_experiment_by_name("sana-sprint-demo").experiment_id])) == 1
+    assert len(packed.unpack(other.get_model_version(model.name, "1").tags, "transferred.past")) == 4
+    assert transfer.transfer(model.server, f"models:/{model.name}/2", other)["to"]["version"] == "2"
+
+
+def test_the_gates_of_the_other_registry_judge_it_and_its_history_is_its_own(model, other, rules):
+    two(model, rules)
+    transfer.transfer(model.server, f"models:/{model.name}/1", other, name="in-production")
+    verdict = promote.judge(other, "in-production", rules)
+    promote.move(other, verdict)
+    transfer.transfer(model.server, f"models:/{model.name}/2", other, name="in-production")
+    verdict = promote.judge(other, "in-production", rules)
+    assert verdict.holds
+    assert {gate.name for gate in verdict.gates} > {"counting at 2 steps", "size"}
+    promote.move(other, verdict)
+    assert audit.audit(other, "in-production", files=True)[1] == []
+    with pytest.raises(ValueError, match="does not make a champion"):
+        transfer.transfer(model.server, f"models:/{model.name}/2", other, alias="champion")
+
+
+def test_files_that_were_changed_here_are_not_copied(model, other, rules):
+    two(model, rules)
+    (model.place / "0" / versions.PIPELINE / "weights.txt").write_text("others")
+    with pytest.raises(ValueError, match=r"version 1: its files have the digest .*so nothing was copied"):
+        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+    shutil.rmtree(model.place / "1")
+    with pytest.raises(ValueError, match=r"version 2: its files are gone"):
+        transfer.transfer(model.server, f"models:/{model.name}/2", other)
+    assert versions.every(other, model.name) == []
+
+
+def test_files_that_arrive_otherwise_make_no_version(model, other, rules, monkeypatch):
+    """The disk of the other store spoils a file after it was sent."""
+    two(model, rules)
+    finalize = type(other).finalize_logged_model
+
+    def spoils(self, model_id, status):
+        place = Path(self.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+        (place / versions.PIPELINE / "weights.txt").write_text("spoilt")
+        return finalize(self, model_id, status)
+
+    monkeypatch.setattr(type(other), "finalize_logged_model", spoils)
+    with pytest.raises(ValueError, match="are not those that were sent; no version was made"):
+        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+    monkeypatch.undo()
+    assert versions.every(other, model.name) == []
+    assert transfer.transfer(model.server, f"models:/{model.name}/1", other)["new"]
+
+
+def test_a_version_from_before_there_were_digests_is_refused_by_name(model, other):
+    model.add()
+    model.server.delete_model_version_tag(model.name, "1", "weights_digest")
+    with pytest.raises(ValueError, match=r"version 1 has no tag 'weights_digest'"):
+        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+
+
+def test_a_real_student_goes_to_a_real_server_and_draws_there(
+    registered, server, team_server, anna, tmp_path, monkeypatch
+):
+    """From the repository's sqlite store to a server with users, by the console."""
+    registered(evaluation(0.3, 0.5))
+    call("promote")
+    uri, name = f"models:/{NAME}@champion", f"prod-{tmp_path.name}"
+    told = parsed("transfer", uri, "--to", team_server, "--name", name)
+    assert (told["new"], told["to"]["version"], told["to"]["store"]) == (True, "1", team_server)
+    said = call("transfer", uri, "--to", team_server, "--name", name)
+    assert f"is there already: {name} version 1 in {team_server}, alias challenger" in said
+    there = store.client(team_server)
+    assert versions.fault(there, there.get_model_version(name, "1")) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri())  # set_tracking_uri writes it
+    mlflow.set_tracking_uri(team_server)
+    loaded = mlflow.pyfunc.load_model(f"models:/{name}@challenger")
+    drawn = loaded.predict(pd.DataFrame({"prompt": ["a red circle"]}), params={"steps": 1})
+    mlflow.set_tracking_uri(server.tracking_uri)
+    here = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame({"prompt": ["a red circle"]}), params={"steps": 1})
+    assert drawn["png"][0] == here["png"][0]
+    back = parsed("transfer", uri, "--to", team_server, "--name", name)
+    assert json.loads(there.get_model_version(name, "1").tags["transferred.from"])["by"] == "anna"
+    assert back["weights_digest"] == server.get_model_version(NAME, "1").tags["weights_digest"]
+    assert "cannot be used" in refused("transfer", uri, "--to", "http://127.0.0.1:9")
