@@ -1,15 +1,40 @@
-"""The commands of `sana-sprint` on lineage: what a version was made from, and what was made from some data."""
+"""The commands of `sana-sprint` on where versions come from: register of a folder made elsewhere, lineage, uses."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sana_sprint import cli_registry, console
+from sana_sprint import cli_registry, config, console
 from sana_sprint.cli_registry import Json
 from sana_sprint.console import with_example
 from sana_sprint.registry import lineage as places
+
+
+@with_example('sana-sprint register downloads/student --name mine --licence MIT --description "made by ..."')
+def register(
+    folder: Annotated[Path, typer.Argument(help="A SanaSprintPipeline folder.")],
+    name: Annotated[str, typer.Option(help="The registered model that gets the version.")],
+    licence: Annotated[str, typer.Option(help="Of the weights, as SPDX names it.")],
+    description: Annotated[str, typer.Option(help="What it is, for its card.")],
+    scores: Annotated[Path | None, typer.Option(help="Evaluate's JSON; without it no gate of scores holds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Register a student that was made elsewhere; it becomes the challenger of its model."""
+    from sana_sprint.registry import foreign, track
+    from sana_sprint.registry import register as registration
+
+    root = places.repository()
+    student = foreign.student(folder, name, licence, description, scores, config.load(config.Sampling, root))
+    with track.stage("register") as run:
+        made = registration.enter(student, run)
+    if as_json:
+        console.emit(made)
+    else:
+        said = "registered" if made["new"] else "the same weights are registered already"
+        typer.echo(f"{name} version {made['version']}, alias {made['alias']}: {said}")
 
 
 @with_example(

@@ -6,7 +6,8 @@ import subprocess
 import pytest
 from dvc.repo import Repo
 
-from sana_sprint.registry import ancestry, origin, store, track, versions
+from sana_sprint import config
+from sana_sprint.registry import ancestry, origin, register, store, track, versions
 from tests.registry.conftest import NAME, evaluation
 from tests.test_cli import call, refused
 
@@ -127,10 +128,7 @@ def test_a_student_that_holds_a_pickle_is_not_registered_and_a_version_that_hold
     (folder / "transformer/extra.bin").unlink()
     student = repository / "data/models/student/small"
     (student / "vae/extra.pkl").write_bytes(b"\x80\x04N.")
-    from sana_sprint import config
-    from sana_sprint.registry import register
-
+    scores, params = repository / "data/metrics/evaluate/small.json", config.load(config.Register)
     with pytest.raises(SystemExit), track.stage("register", "small") as run:
-        scores = repository / "data/metrics/evaluate/small.json"
-        register.register(student, scores, config.load(config.Register), run)
+        register.register(student, scores, params, run)
     assert len(versions.every(server, NAME)) == 1

@@ -7,7 +7,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from sana_sprint.registry import gates, measured, policy
-from tests.registry.conftest import MACHINE, ROOT, SIZES, card, config, evaluation, version_tags
+from tests.registry.conftest import MACHINE, ROOT, card, evaluation, student, version_tags
 
 TASKS = ("counting", "don't, say")
 
@@ -15,9 +15,7 @@ TASKS = ("counting", "don't, say")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("folder")
-    params = config.Register(model_name="m", licence="Apache-2.0", description="told")
-    text = card.write(params, evaluation(0.4, 0.6), {"times": {}, **SIZES}, {"data_digest": "d"}, {})
-    (place / "README.md").write_text(text)
+    (place / "README.md").write_text(card.write(student(evaluation(0.4, 0.6), {"data_digest": "d"})))
     (place / "weights").write_bytes(b"0" * 2_000_000)
     return place
 

@@ -35,6 +35,7 @@ def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     runs = {key.removeprefix(RUN_TAG): value for key, value in tags.items() if key.startswith(RUN_TAG)}
     return {
         "version": f"{version.name} version {version.version}",
+        "made": tags.get("made", "by this pipeline"),
         "weights_sha256": tags.get("weights_digest", "not recorded"),
         "sampling_sha256": tags.get("sampling_digest", "not recorded"),
         "protocol_sha256": tags.get("protocol_digest", "not recorded"),

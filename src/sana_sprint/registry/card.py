@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sana_sprint.config import Register
+    from sana_sprint.registry.register import Student
 
 HUB_LICENCES = (
     "apache-2.0",
@@ -32,9 +32,9 @@ SCORES = {
 PAPER = "[SANA-Sprint](https://arxiv.org/abs/2503.09641)"
 
 
-def header(params: Register) -> str:
+def header(licence: str) -> str:
     """Returns the YAML block that the Hugging Face hub reads."""
-    licence = params.licence.lower()
+    licence = licence.lower()
     lines = [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence}"]
     lines += [
         "library_name: diffusers",
@@ -78,24 +78,27 @@ def bullets(values: Mapping[str, Any]) -> str:
     return "\n".join(f"- {key}: `{value}`" for key, value in values.items()) or "- not recorded"
 
 
-def write(
-    params: Register,
-    evaluation: Mapping[str, Any],
-    sampling: Mapping[str, Any],
-    tags: Mapping[str, str],
-    trained: Mapping[str, str],
-) -> str:
-    """Returns the card. `evaluation` is evaluate's JSON, `tags` the lineage, `trained` the recorded params of
-    the stages that made the data and the student.
-    """
+def scores(evaluation: Mapping[str, Any]) -> str:
+    """Returns what the card says of scores."""
+    if not evaluation["scores"]:
+        return "- not recorded"
+    return f"""Value ± standard error. Protocol digest: `{evaluation["protocol_digest"]}`. `undistilled` is the same
+network before distillation, `teacher` the network it learned from.
+
+{score_table(evaluation["scores"])}{task_table(evaluation["scores"]["student"])}"""
+
+
+def write(student: Student) -> str:
+    """Returns the card."""
+    evaluation, sampling, tags, trained = student.evaluation, student.sampling, student.made, student.trained
     data = {key: value for key, value in trained.items() if key.startswith("prepare.")}
     training = {key: value for key, value in trained.items() if not key.startswith("prepare.")}
     size = evaluation["size"]
-    return f"""{header(params)}
+    return f"""{header(student.licence)}
 
-# {params.model_name}-{size}
+# {student.name}
 
-{params.description}
+{student.description}
 
 A text-to-image student of size `{size}` that draws in {", ".join(sorted(sampling["times"]))} steps at
 {sampling["width_px"]} x {sampling["height_px"]} px, distilled by {PAPER} (sCM + LADD) from a SANA teacher.
@@ -111,7 +114,7 @@ scored with.
 
 ## Data
 
-{bullets({"sha256 of manifest.parquet": tags["data_digest"]} | data)}
+{bullets(({"sha256 of manifest.parquet": tags["data_digest"]} if "data_digest" in tags else {}) | data)}
 
 ## Training
 
@@ -119,10 +122,7 @@ scored with.
 
 ## Scores
 
-Value ± standard error. Protocol digest: `{evaluation["protocol_digest"]}`. `undistilled` is the same network
-before distillation, `teacher` the network it learned from.
-
-{score_table(evaluation["scores"])}{task_table(evaluation["scores"]["student"])}
+{scores(evaluation)}
 
 ## Limits
 
@@ -134,6 +134,6 @@ under that protocol.
 
 {bullets(tags)}
 
-Licence: {params.licence}. The whole protocol, every prompt of it, stands in `evaluation/` beside this model
+Licence: {student.licence}. The whole protocol, every prompt of it, stands in `evaluation/` beside this model
 in MLflow.
 """

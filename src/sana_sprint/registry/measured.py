@@ -26,7 +26,7 @@ Pair = tuple[float, float]
 
 def judged_by(student: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns how evaluate judged, as mlflow/promotion.yaml names it: scenes, classes or none."""
-    first = next(iter(student.values()))
+    first = next(iter(student.values()), {})
     if "overall" not in first:
         return "none"
     return "scenes" if "fid_scene_clip" in first else "classes"
@@ -48,7 +48,7 @@ def score_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
     return {
         "size": evaluation["size"],
         DIGEST: evaluation["protocol_digest"],
-        JUDGE: judged_by(evaluation["scores"]["student"]),
+        JUDGE: judged_by(evaluation["scores"].get("student", {})),
         SCORES: compact(evaluation["scores"]),
     }
 
@@ -56,7 +56,7 @@ def score_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
 def detail_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """Returns the tags of the student's tasks by step count, its median time of a picture, and the machine that took
     it."""
-    student = evaluation["scores"]["student"]
+    student = evaluation["scores"].get("student", {})
     tasks = {steps: _pairs(at["tasks"]) for steps, at in student.items() if "tasks" in at}
     timed = evaluation.get("latency", {}).get("student", {})
     times = {steps: at["p50_s"] for steps, at in timed.items() if "p50_s" in at}

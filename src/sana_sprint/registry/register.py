@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sana_sprint.config import Register
 
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
+UNSCORED_EXAMPLE = "a red circle"  # of a student that was registered without scores
 TOLD = ("prepare.", "prune.sizes.", "prune.healing.steps", "distill.")  # params that the card tells
 
 
@@ -137,7 +139,8 @@ def _trained(server: MlflowClient, run_ids: Mapping[str, str]) -> dict[str, str]
 
 def _example(evaluation: Mapping[str, Any]) -> str:
     """Returns the first prompt that was scored, as the input example."""
-    return str(evaluation["protocol"]["prompts"][0]["caption"])
+    prompts = evaluation["protocol"].get("prompts", [])
+    return str(prompts[0]["caption"]) if prompts else UNSCORED_EXAMPLE
 
 
 def _checked(student: Path, scores: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,41 +155,73 @@ def _checked(student: Path, scores: Path) -> tuple[dict[str, Any], dict[str, Any
     return evaluation, sampling | {"times": evaluation["times"]}
 
 
+@dataclass(frozen=True)
+class Student:
+    """What is registered under `name`: a pipeline folder, evaluate's JSON and its file if there is one, how it is
+    sampled, and what the card and the version's tags say of where it comes from."""
+
+    folder: Path
+    name: str
+    evaluation: dict[str, Any]
+    scores: Path | None
+    sampling: dict[str, Any]
+    licence: str
+    description: str
+    made: dict[str, str]
+    trained: dict[str, str]
+
+
 def register(student: Path, scores: Path, params: Register, run: track.Run) -> dict[str, Any]:
+    """Returns the registration of a student that this pipeline made; see `enter`."""
+    evaluation, sampling = _checked(student, scores)
+    root, server, size = lineage.repository(), store.client(run.uri), evaluation["size"]
+    run_ids = lineage.run_ids(server, run.run_id, size, config.read(_profile_file(root)))
+    made = lineage.git_tags(root) | lineage.digests(root) | run_ids | {"profile": config.profile(root)}
+    made |= {"run_parent": run.parent_id, "run_register": run.run_id}
+    name, trained = model_name(params, size), _trained(server, run_ids)
+    told = Student(student, name, evaluation, scores, sampling, params.licence, params.description, made, trained)
+    return enter(told, run)
+
+
+def enter(student: Student, run: track.Run) -> dict[str, Any]:
     """Returns the registration: model name, version, whether it is new, URI, digests and lineage. Weights
     that are registered already with the same sampling get no second version; their scores and the alias
     `challenger` are brought up to date.
     """
-    evaluation, sampling = _checked(student, scores)
-    root = lineage.repository()
-    name, server = model_name(params, evaluation["size"]), store.client(run.uri)
-    digests = {"weights_digest": storage.digest(student), "sampling_digest": storage.digest_of(sampling)}
-    tags = measured.score_tags(evaluation) | {"licence": params.licence} | digests
+    server, name, evaluation = store.client(run.uri), student.name, student.evaluation
+    digests = {"weights_digest": storage.digest(student.folder), "sampling_digest": storage.digest_of(student.sampling)}
+    tags = measured.score_tags(evaluation) | {"licence": student.licence} | digests
     details = measured.detail_tags(evaluation)
     version = existing(server, name, digests)
     known = version is not None
     if version is None:
-        run_ids = lineage.run_ids(server, run.run_id, evaluation["size"], config.read(_profile_file(root)))
-        made = lineage.git_tags(root) | lineage.digests(root) | run_ids
-        made |= {"run_parent": run.parent_id, "run_register": run.run_id}
-        text = card.write(params, evaluation, sampling, made, _trained(server, run_ids))
-        place = root / store.FOLDER / ".staging" / evaluation["size"] / "pipeline"
-        with with_card(student, text, sampling, place) as folder:
-            trust.check(folder)
-            details |= measured.folder_tags(folder) | origin.version_tags(root, evaluation["size"])
-            model_id = _logged_model(folder, _example(evaluation), sampling, tags | made, run)
-        tags |= details | made | {"model_id": model_id, "profile": config.profile(root)}
-        version = _new_version(server, name, model_id, tags, params.description, run)
+        details, model_id = _logged(student, tags, details, run)
+        tags |= details | student.made | {"model_id": model_id}
+        version = _new_version(server, name, model_id, tags, student.description, run)
     else:
         for key, value in (tags | details | _folder_tags(server, name, version)).items():
             server.set_model_version_tag(name, version, key, value)
     there = server.get_model_version(name, version)
     _record_scores(server, run.run_id, there.tags["model_id"], evaluation)
-    server.log_model_artifact(there.tags["model_id"], str(scores), "evaluation")
+    if student.scores:
+        server.log_model_artifact(there.tags["model_id"], str(student.scores), "evaluation")
     server.set_registered_model_alias(name, versions.CHALLENGER, version)
     keep = {key: value for key, value in there.tags.items() if key not in {measured.SCORES, *details}}
     called = {"name": name, "version": int(version), "uri": f"models:/{name}/{version}", "alias": versions.CHALLENGER}
     return called | {"new": not known, "model_id": there.tags["model_id"], "tags": keep}
+
+
+def _logged(
+    student: Student, tags: dict[str, str], details: dict[str, str], run: track.Run
+) -> tuple[dict[str, str], str]:
+    """Returns the tags that the registered folder adds to `details`, and the id of the LoggedModel that holds it."""
+    root = lineage.repository()
+    text = card.write(student)
+    place = root / store.FOLDER / ".staging" / student.name / "pipeline"
+    with with_card(student.folder, text, student.sampling, place) as folder:
+        trust.check(folder)
+        details = details | measured.folder_tags(folder) | origin.version_tags(root, student.evaluation["size"])
+        return details, _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
 
 
 def _profile_file(root: Path) -> Path:

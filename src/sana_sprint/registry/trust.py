@@ -29,7 +29,7 @@ ALLOWED = (
     ".model",
     ".jinja",
 )
-NAMED = ("MLmodel", "LICENSE", "NOTICE", ".gitattributes")
+NAMED = ("MLmodel", "registered_model_meta", "LICENSE", "NOTICE", ".gitattributes")
 OWN_CODE = Path("sprint_model.py")  # models from code: what MLflow copies beside our registered weights
 PICKLE_PROTOCOLS = range(2, 6)  # a pickle of these begins with 0x80 and its protocol
 

@@ -1,0 +1,48 @@
+"""Students made elsewhere: any SanaSprintPipeline folder becomes a version like those of this pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sana_sprint import storage
+from sana_sprint.registry import lineage, trust
+from sana_sprint.registry.register import Student
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sana_sprint.config import Sampling
+
+PIPELINE = "SanaSprintPipeline"
+NO_SCORES: dict[str, Any] = {"protocol": {}, "protocol_digest": "not scored", "scores": {}}
+
+
+def student(folder: Path, name: str, licence: str, description: str, scores: Path | None, default: Sampling) -> Student:
+    """Returns what is registered of a folder. Where it has no sampling.json of ours, times, guidance and caption length
+    are those of the profile in use. Raises ValueError for what is no such pipeline and for what must not be in one."""
+    trust.check(folder)
+    index = storage.read_json(folder / "model_index.json")
+    if index.get("_class_name") != PIPELINE:
+        raise ValueError(f"{folder}/model_index.json: a {index.get('_class_name')}, and {PIPELINE} is asked for")
+    how = sampling(folder, default)
+    evaluation = storage.read_json(scores) if scores else NO_SCORES
+    absent = [key for key in ("protocol", "protocol_digest", "scores") if key not in evaluation]
+    if absent:
+        raise ValueError(f"{scores}: keys {absent} are missing; name evaluate's JSON, or leave --scores out")
+    evaluation = {"size": "elsewhere", "times": how["times"]} | evaluation
+    made = {"made": "elsewhere", "registered_by": lineage.user()}
+    return Student(folder, name, evaluation, scores, how, licence, description, made, {})
+
+
+def sampling(folder: Path, default: Sampling) -> dict[str, Any]:
+    """Returns how a folder is sampled: its own sampling.json, else the profile's settings at the network's size."""
+    if (folder / "sampling.json").is_file():
+        found: dict[str, Any] = storage.read_json(folder / "sampling.json")
+        absent = [key for key in ("times", "guidance", "height_px", "width_px", "max_tokens") if key not in found]
+        if absent:
+            raise ValueError(f"{folder}/sampling.json: keys {absent} are missing")
+        return {"instruction": []} | found
+    network, vae = (storage.read_json(folder / part / "config.json") for part in ("transformer", "vae"))
+    side_px = network["sample_size"] * 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+    sigma_d = storage.read_json(folder / "scheduler/scheduler_config.json").get("sigma_data")
+    return default.model_dump() | {"height_px": side_px, "width_px": side_px, "sigma_d": sigma_d}

@@ -1,0 +1,65 @@
+"""Students made elsewhere: a stock folder becomes a version that stock clients read; what is none is refused."""
+
+import json
+import shutil
+
+import pytest
+from diffusers import SanaSprintPipeline
+
+from sana_sprint import storage
+from sana_sprint.registry import draw, store, versions
+from tests.registry.conftest import evaluation
+from tests.test_cli import call, refused
+
+TOLD = ["--name", "mine", "--licence", "MIT", "--description", "made by others"]
+
+
+@pytest.fixture
+def folder(sprint_folder, tmp_path):
+    """A stock folder, without what this pipeline adds to one."""
+    place = tmp_path / "downloads/student"
+    shutil.copytree(sprint_folder, place, ignore=shutil.ignore_patterns("sampling.json"))
+    return place
+
+
+def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_profile(folder, repository):
+    said = call("register", str(folder), *TOLD, "--json")
+    first = json.loads(said[said.index("{\n") :])  # behind the progress that MLflow tells on stderr
+    assert (first["name"], first["version"], first["alias"], first["new"]) == ("mine", 1, "challenger", True)
+    assert "version 1, alias challenger: the same weights" in call("register", str(folder), *TOLD)
+    server = store.client(store.tracking_uri())
+    version = versions.resolve(server, "models:/mine@challenger")
+    place = versions.fetched(server, version) / versions.PIPELINE
+    sampling = storage.read_json(place / "sampling.json")
+    assert (sampling["height_px"], sampling["width_px"], sampling["sigma_d"]) == (64, 64, 0.5)
+    assert draw.picture(place, "a red circle", 2, 0, None).size == (64, 64)
+    SanaSprintPipeline.from_pretrained(place, local_files_only=True)
+    card = (place / "README.md").read_text()
+    assert "license: mit" in card
+    assert "made by others" in card
+    assert not (folder / "README.md").exists()
+    assert "elsewhere" in call("lineage", "models:/mine/1", "--json")
+
+
+def test_without_scores_no_gate_of_scores_holds_and_with_them_they_stand_in_the_version(folder, repository, tmp_path):
+    call("register", str(folder), *TOLD)
+    told = refused("promote", "mine", code=3)
+    assert "overall" in told or "clip_score" in told
+    storage.write_json(tmp_path / "scores.json", evaluation(0.6, 0.7))
+    call("register", str(folder), *TOLD, "--scores", str(tmp_path / "scores.json"))
+    tags = versions.resolve(store.client(store.tracking_uri()), "models:/mine/1").tags
+    assert json.loads(tags["scores"])["student"]["1"]["overall"] == [0.6, 0.02]
+
+
+def test_what_is_no_student_is_refused_by_name(folder, repository, tmp_path):
+    storage.write_json(tmp_path / "wrong.json", {"scores": {}})
+    told = refused("register", str(folder), *TOLD, "--scores", str(tmp_path / "wrong.json"))
+    assert "wrong.json: keys ['protocol', 'protocol_digest'] are missing" in told
+    index = storage.read_json(folder / "model_index.json")
+    storage.write_json(folder / "model_index.json", index | {"_class_name": "SanaPipeline"})
+    assert "model_index.json: a SanaPipeline, and SanaSprintPipeline is asked for" in refused(
+        "register", str(folder), *TOLD
+    )
+    (folder / "vae/diffusion_pytorch_model.bin").write_bytes(b"\x80\x02N.")
+    assert "vae/diffusion_pytorch_model.bin: holds pickle" in refused("register", str(folder), *TOLD)
+    assert "no-such/model_index.json" in refused("register", str(tmp_path / "no-such"), *TOLD)
