@@ -17,7 +17,7 @@ def main() -> None:
     params = config.load(config.Register)
     with track.stage("register", size, register=params) as run:
         student, scores = Path("data/models/student") / size, Path("data/metrics/evaluate") / f"{size}.json"
-        registration = register.register(student, scores, params, run)
+        registration = run.patiently(lambda: register.register(student, scores, params, run))
         storage.write_json(Path("data/reports/registration") / f"{size}.json", registration)
     said = "registered" if registration["new"] else "the same weights are registered already as"
     print(f"{said} {registration['name']} version {registration['version']}, alias {registration['alias']}")

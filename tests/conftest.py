@@ -121,3 +121,12 @@ def sprint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline.save_pretrained(folder)
     (folder / "sampling.json").write_text(json.dumps(SAMPLING))
     return folder
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory):
+    """The team's server, see tests/team/parts.py: PostgreSQL, S3, MLflow with users."""
+    from tests.team import parts
+
+    with parts.team(tmp_path_factory.mktemp("team")) as running:
+        yield running

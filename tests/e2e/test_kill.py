@@ -1,19 +1,22 @@
-"""SIGKILL at stage after stage: the run that was killed over and over ends where the undisturbed one does."""
+"""SIGKILL at stage after stage, against the team's server: the run that was killed over and over, with PostgreSQL, S3
+and a user's password, ends where the undisturbed one on sqlite does; and its data go through the same S3 and back."""
 
 import itertools
 import json
 import os
+import shutil
 import signal
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
+from sana_sprint import storage
 from tests.e2e.clone import SIZES, Clone, kill, kill_tree, stages
+from tests.team import parts
 
 pytestmark = pytest.mark.e2e
-WAIT_S = 180
+WAIT_S = 400
 GONE_S = 90  # Ray's daemons end with the process that started them
 # What a kill leaves its trace in, or a clock: everything else must be equal.
 COUNTS_ITS_RUN = {"data/metrics/encode.json"}  # encoded and kept: what this very run had to do
@@ -38,8 +41,9 @@ MOMENTS = {
     "distill@base": "data/checkpoints/distill/base/step-0000008",
     "schedule@small": "schedule: ",
     "evaluate@small": "evaluate undistilled",
-    "register@small": "data/mlflow/artifacts/models",
+    "register@small": "data/mlflow/.staging/small/pipeline/*",  # the first files go to S3
 }
+EXPERIMENT = "r.experiment_id = (select experiment_id from experiments where name = 'sana-sprint-smoke')"
 
 
 def reached(root: Path, log: Path, stage: str, moment: str) -> bool:
@@ -79,9 +83,12 @@ def half_write(checkpoint: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def disturbed(tmp_path_factory):
-    """A clone whose `dvc repro` was killed in stage after stage, and the log of each try, the last one whole."""
+def disturbed(tmp_path_factory, team):
+    """A clone whose `dvc repro` was killed in stage after stage, and the log of each try, the last one whole. Its runs
+    and models go to the team's server.
+    """
     clone = Clone.make(tmp_path_factory.mktemp("kill") / "a clone", "smoke")
+    clone.env |= team.client("ada")
     logs = {}
     for before, stage in itertools.pairwise([None, *MOMENTS]):
         command = to(before, stage) if before else ("dvc", "repro", stage)
@@ -143,23 +150,20 @@ def test_nothing_half_written_stays_and_dvc_finds_nothing_to_do(disturbed):
     assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
 
 
-def first_steps(clone: Clone, name: str) -> list[int]:
+def first_steps(team, name: str) -> list[int]:
     """The first step that each run of a stage recorded, oldest run first."""
-    query = (
-        "select min(m.step) from metrics m join runs r on r.run_uuid = m.run_uuid "
-        "where r.name = ? and m.step > 0 group by r.run_uuid order by r.start_time"
-    )
-    with sqlite3.connect(clone.root / "data/mlflow/mlflow.db") as database:
-        return [row[0] for row in database.execute(query, (name,))]
+    query = f"select min(m.step) from metrics m join runs r on r.run_uuid = m.run_uuid where {EXPERIMENT} "
+    query += "and r.name = %s and m.step > 0 group by r.run_uuid order by r.start_time"
+    return [row[0] for row in team.postgres.rows(query, parameters=(name,))]
 
 
-def test_distill_goes_on_from_its_last_checkpoint(disturbed):
-    clone, logs = disturbed
+def test_distill_goes_on_from_its_last_checkpoint(disturbed, team):
+    _, logs = disturbed
     log = logs["distill@base"]  # the try after the kill in distill@small
     line = next(line for line in log.splitlines() if "distill small: going on from" in line)
     iteration = int(line.rpartition("step-")[2][:7])
     assert iteration >= 4
-    before, after = first_steps(clone, "distill small")
+    before, after = first_steps(team, "distill small")
     assert before == 4  # the first point of a run from zero
     assert after > 2 * iteration  # two steps an iteration: what was done is not done again
 
@@ -174,12 +178,76 @@ def test_a_half_written_checkpoint_is_named_and_the_one_before_is_taken(disturbe
     assert int(taken.rpartition("step-")[2][:7]) == broken - 4
 
 
-def test_runs_that_were_killed_are_marked_so(disturbed):
+def test_runs_that_were_killed_are_marked_so(disturbed, team):
+    states = dict(team.postgres.rows(f"select status, count(*) from runs r where {EXPERIMENT} group by status"))
+    assert set(states) == {"FINISHED", "KILLED"}
+    assert states["KILLED"] >= len(MOMENTS)
+
+
+def test_every_curve_reached_the_server_whole(disturbed, team):
+    """Each point of the curve that the stage wrote, once, over the runs that it took."""
+    query = "select m.step, count(*), count(distinct r.run_uuid) from metrics m join runs r on r.run_uuid = m.run_uuid "
+    query += f"where {EXPERIMENT} and r.name = %s and m.key = 'student/scm' group by m.step"
+    for size in SIZES:
+        curve = json.loads((disturbed[0].root / f"data/metrics/curves/distill-{size}.json").read_text())
+        found = team.postgres.rows(query, parameters=(f"distill {size}",))
+        assert {step for step, _ in curve["student/scm"]} <= {step for step, *_ in found}
+        assert all(points == runs for _, points, runs in found)
+
+
+def test_both_sizes_are_registered_on_the_server_with_their_weights_in_the_store(disturbed, team):
+    query = "select v.name, v.version, v.storage_location, a.alias from model_versions v "
+    query += "join registered_model_aliases a using (name, version) where name like %s order by name"
+    rows = team.postgres.rows(query, parameters=("sana-sprint-smoke-%",))
+    assert [(name, version, alias) for name, version, _, alias in rows] == [
+        (f"sana-sprint-smoke-{size}", 1, "challenger") for size in sorted(SIZES)
+    ]
+    for size, (_, _, place, _) in zip(sorted(SIZES), rows, strict=True):
+        weights = "transformer/diffusion_pytorch_model.safetensors"
+        stored = team.buckets / place.removeprefix("s3://") / "artifacts/pipeline" / weights
+        assert storage.digest(stored) == storage.digest(disturbed[0].root / "data/models/student" / size / weights)
+
+
+def test_nothing_unsent_is_left(disturbed):
+    assert list((disturbed[0].root / "data/mlflow/unsent").iterdir()) == []
+
+
+def objects(team) -> set[str]:
+    """The keys of what DVC has in the object store."""
+    place = team.buckets / parts.BUCKET / "dvc"
+    return {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+
+
+def test_dvc_pushes_pulls_and_collects_on_the_same_object_store(disturbed, team):
     clone, _ = disturbed
-    with sqlite3.connect(clone.root / "data/mlflow/mlflow.db") as database:
-        states = database.execute("select status, count(*) from runs group by status").fetchall()
-    assert set(dict(states)) == {"FINISHED", "KILLED"}
-    assert dict(states)["KILLED"] >= len(MOMENTS)
+    before = clone.outputs()
+    clone.run("dvc", "remote", "add", "--default", "team", f"s3://{parts.BUCKET}/dvc")
+    clone.run("dvc", "remote", "modify", "team", "endpointurl", team.settings["MLFLOW_S3_ENDPOINT_URL"])
+    clone.run("dvc", "push", "dvc.yaml")
+    pushed = objects(team)
+    assert len(pushed) > len(before)
+
+    shutil.rmtree(clone.root / ".dvc/cache")
+    for path in before:
+        place = clone.root / path
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    clone.run("dvc", "pull", "dvc.yaml")
+    assert clone.outputs() == before
+    assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
+
+    profile, lock = clone.root / "profiles/smoke.yaml", clone.root / "dvc.lock"
+    earlier = {path: path.read_text() for path in (profile, lock)}
+    profile.write_text(earlier[profile].replace("title: ", "title: another "))
+    assert stages(clone.run("dvc", "repro", "report")) == ["report"]
+    clone.run("dvc", "push", "dvc.yaml")
+    assert objects(team) > pushed
+    for path, text in earlier.items():
+        path.write_text(text)
+    clone.run("dvc", "checkout", "dvc.yaml")
+    assert clone.outputs() == before
+    clone.run("dvc", "gc", "--workspace", "--cloud", "--force")
+    assert objects(team) == pushed
+    assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
 
 
 def test_a_stage_ends_when_dvc_alone_is_killed(disturbed):

@@ -170,7 +170,8 @@ def test_a_folder_without_pictures(work):
 
 def test_an_unreachable_tracking_server(work):
     address = "http://127.0.0.1:9"
-    work.refused("prepare", f"tracking server {address} cannot be used", "make ui", MLFLOW_TRACKING_URI=address)
+    away = {"MLFLOW_TRACKING_URI": address, "SANA_SPRINT_TRACKING_WAIT_S": "0"}
+    work.refused("prepare", f"tracking server {address} cannot be used", "make ui", **away)
     assert not work.has_raw()
     work.succeeds("prepare")
 

@@ -9,22 +9,30 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from sana_sprint.registry import lineage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from mlflow.tracking import MlflowClient
 
 FOLDER = Path("data/mlflow")
+T = TypeVar("T")
 PROBE_TIMEOUT_S = 5.0
+WAIT_DEFAULT_S = 120.0  # SANA_SPRINT_TRACKING_WAIT_S
+RETRY_FIRST_S, RETRY_MAX_S = 0.5, 15.0
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
@@ -45,16 +53,86 @@ def shown(uri: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
+class Away(ValueError):  # noqa: N818  a state, not a mistake
+    """A tracking store that does not answer now and may later."""
+
+
 def unreachable(uri: str, reason: object) -> ValueError:
-    """Returns the error of a tracking store that cannot be used: its address, the reason and the remedy."""
-    if "error code 401" in str(reason):
-        remedy = "user or password is wrong: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        reason = "401, not authenticated"
-    elif uri.startswith("http"):
-        remedy = "start it with `make ui` or check the address, or unset MLFLOW_TRACKING_URI to use data/mlflow"
-    else:
-        remedy = "check that its folder can be written, or set MLFLOW_TRACKING_URI to another store"
-    return ValueError(f"tracking server {shown(uri)} cannot be used ({one_line(reason):.300}): {remedy}")
+    """Returns the error of a tracking store that cannot be used: its address, the reason and the remedy. It is `Away`
+    where waiting may help.
+    """
+    kind: type[ValueError] = Away if uri.startswith("http") and is_away(reason) else ValueError
+    if _status(reason) in (401, 403):
+        why = "user or password is wrong" if _status(reason) == 401 else "this user may not do this"
+        told = "401, not authenticated" if _status(reason) == 401 else f"{one_line(reason):.200}"
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may"
+        return ValueError(f"tracking server {shown(uri)} cannot be used ({told}): {why}: {remedy}")
+    remedy = (
+        "start it with `make ui` or check the address, or unset MLFLOW_TRACKING_URI to use data/mlflow"
+        if uri.startswith("http")
+        else "check that its folder can be written, or set MLFLOW_TRACKING_URI to another store"
+    )
+    return kind(f"tracking server {shown(uri)} cannot be used ({one_line(reason):.300}): {remedy}")
+
+
+def _status(error: object) -> int:
+    """Returns the HTTP status of an MLflow error, 0 for another."""
+    from mlflow.exceptions import MlflowException
+
+    return int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_away(error: object) -> bool:
+    """Tells whether an error says that server, database or object store does not answer now: no connection, a status
+    of 500 and above. MLflow gives its own errors of the artefact store status 500.
+    """
+    if not isinstance(error, BaseException):
+        return False
+    lost = (Away, ConnectionError, TimeoutError)
+    words = ("ConnectionError", "Timeout", "ConnectionClosed")  # of requests, urllib3 and botocore
+    return any(
+        isinstance(one, lost) or _status(one) >= 500 or any(word in type(one).__name__ for word in words)
+        for one in _chain(error)
+    )
+
+
+def wait_s() -> float:
+    """Returns SANA_SPRINT_TRACKING_WAIT_S, the seconds that a stage waits for a store that is away."""
+    text = os.environ.get("SANA_SPRINT_TRACKING_WAIT_S", "").strip()
+    try:
+        return float(text) if text else WAIT_DEFAULT_S
+    except ValueError:
+        raise ValueError(f"SANA_SPRINT_TRACKING_WAIT_S is {text!r}, not a number of seconds") from None
+
+
+def patiently(uri: str, action: Callable[[], T]) -> T:
+    """Returns what `action` returns. While the store at `uri` is away it says so once and does `action` again and again
+    until SANA_SPRINT_TRACKING_WAIT_S is over; then the error is `unreachable`. What `action` does may be done twice.
+    """
+    limit_s = wait_s()
+    deadline, delay_s = time.monotonic() + limit_s, RETRY_FIRST_S
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not (uri.startswith("http") and is_away(error)):
+                raise
+            if time.monotonic() + delay_s > deadline:
+                raise (error if isinstance(error, Away) else unreachable(uri, error)) from None
+            if delay_s == RETRY_FIRST_S:
+                sys.stderr.write(
+                    f"warning: tracking server {shown(uri)} does not answer ({one_line(error):.200}): waiting for it, "
+                    f"{limit_s:.0f} s at most (SANA_SPRINT_TRACKING_WAIT_S)\n"
+                )
+                sys.stderr.flush()
+        time.sleep(delay_s)
+        delay_s = min(2 * delay_s, RETRY_MAX_S)
 
 
 def one_line(message: object) -> str:
@@ -94,6 +172,7 @@ def client(uri: str) -> MlflowClient:
 
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try
     try:
         made = MlflowClient(tracking_uri=uri)
         made.get_experiment_by_name("Default")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,77 +20,77 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sana_sprint import config, process
-from sana_sprint.registry import lineage, origin, store
+from sana_sprint.registry import lineage, origin, outbox, store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlflow.tracking import MlflowClient
     from PIL import Image
 
+T = TypeVar("T")
 ORPHAN_POLL_S = 0.5
-PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000  # limits of MLflow's log-batch request
+PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, outbox.METRICS_PER_BATCH  # limits of MLflow's log-batch request
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on file size
 
 
 @dataclass
 class Recorder:
-    """Writes metrics and pictures to the run `run_id` of the store at `uri`; can be pickled to other
-    processes. Metrics that the store does not take are kept for the next call, so an outage does not end a
-    training.
+    """Writes metrics and pictures of a run to its outbox in `folder`, from which the stage's process sends them; can be
+    pickled to other processes. Nothing here waits for the tracking store, so that an outage does not hold a training.
     """
 
-    uri: str
-    run_id: str
-    pending: list[tuple[str, float, int, int]] = field(default_factory=list)
+    folder: Path
+    pending: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Records the numbers of a (nested) mapping at `step`, in one request."""
+        """Records the numbers of a (nested) mapping at `step`. On a full disk they are kept for the next call."""
         now_ms = int(time.time() * 1000)
-        self.pending += [(k, v, now_ms, step or 0) for k, v in lineage.numbers(values).items()]
-        from mlflow.exceptions import MlflowException
-
+        points = [[k, v, now_ms, step or 0] for k, v in lineage.numbers(values).items()]
+        self.pending += [{"metrics": points}] if points else []
         try:
-            self.send()
-        except (MlflowException, ValueError) as error:
-            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-                raise
-            sys.stderr.write(f"warning: metrics kept for the next call: {store.one_line(error):.300}\n")
+            self.write_pending()
+        except OSError as error:
+            sys.stderr.write(f"warning: metrics kept for the next call: {error}\n")
 
-    def send(self) -> None:
-        """Sends what is pending. Raises MlflowException when the store does not take it."""
-        from mlflow.entities import Metric
-
-        server = store.client(self.uri)
+    def write_pending(self) -> None:
+        """Writes what a full disk has held up. Raises OSError when it still does."""
         while self.pending:
-            batch = self.pending[:METRICS_PER_BATCH]
-            server.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
-            del self.pending[: len(batch)]
+            outbox.write(self.folder, self.pending[0])
+            del self.pending[0]
 
     def picture(self, image: Image.Image, name: str, step: int | None = None) -> None:
         """Records a picture; with a step it joins the series `name` that MLflow shows over steps."""
-        if step is None:
-            store.client(self.uri).log_image(self.run_id, image, artifact_file=f"{name}.png")
-        else:
-            store.client(self.uri).log_image(self.run_id, image, key=name, step=step)
+        place = outbox.place_for(self.folder, "picture.png")
+        image.save(place)
+        told = {"picture": str(place.relative_to(self.folder)), "name": name, "step": step}
+        outbox.write(self.folder, told | {"at_ms": int(time.time() * 1000)})
 
     def file(self, path: Path) -> None:
-        """Records a file as an artefact."""
-        store.client(self.uri).log_artifact(self.run_id, str(path))
+        """Records a file, as it is now, as an artefact."""
+        place = outbox.place_for(self.folder, path.name)
+        shutil.copyfile(path, place)
+        outbox.write(self.folder, {"file": str(place.relative_to(self.folder))})
 
 
 @dataclass
 class Run(Recorder):
     """The open child run of a stage."""
 
+    uri: str = ""
+    run_id: str = ""
     parent_id: str = ""
 
     def recorder(self) -> Recorder:
         """Returns the part that can be sent to other processes."""
-        return Recorder(self.uri, self.run_id)
+        return Recorder(self.folder)
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Returns what `action` returns, which may be done again when the tracking store was away meanwhile."""
+        return store.patiently(self.uri, action)
 
 
 def _params(server: MlflowClient, run_id: str, sections: Mapping[str, Any]) -> None:
@@ -132,6 +133,7 @@ def _open(name: str, size: str | None, sections: Mapping[str, Any]) -> Run:
     tags = lineage.git_tags(root) | {"profile": profile, "mlflow.source.name": Path(sys.argv[0]).name}
     try:
         experiment_id = store.experiment(server, uri, profile)
+        outbox.send_left(root, uri)
         _close_dead(server, experiment_id)
         parent_id = _parent(server, experiment_id, profile, tags)
         tags |= {"kind": "stage", "stage": name, "size": size or "", "process": lineage.process()}
@@ -141,22 +143,17 @@ def _open(name: str, size: str | None, sections: Mapping[str, Any]) -> Run:
         _params(server, run.info.run_id, sections)
     except MlflowException as error:
         raise store.unreachable(uri, error) from None
-    return Run(uri=uri, run_id=str(run.info.run_id), parent_id=parent_id)
+    run_id = str(run.info.run_id)
+    return Run(root / outbox.FOLDER / run_id, uri=uri, run_id=run_id, parent_id=parent_id)
 
 
-def _close(run: Run, status: str, trace: str = "") -> None:
-    """Ends the child, and its parent if no other child runs, until the next stage opens it again; a failure stays on
-    the parent.
-    """
-    server = store.client(run.uri)
-    if trace:
-        server.log_text(run.run_id, trace, "traceback.txt")
-        server.set_tag(run.parent_id, "ended_by", status)
-    server.set_terminated(run.run_id, status)
-    parent = server.get_run(run.parent_id)
-    siblings = f"tags.mlflow.parentRunId = '{run.parent_id}' and attributes.status = 'RUNNING'"
-    if not server.search_runs([parent.info.experiment_id], filter_string=siblings, max_results=1):
-        server.set_terminated(run.parent_id, parent.data.tags.get("ended_by", status))
+def _close(run: Run, box: outbox.Outbox, status: str, trace: str = "") -> None:
+    """Ends the run: everything it has to say is in the store, or lies in its outbox and a line says so."""
+    record = {"end": status, "at_ms": int(time.time() * 1000), "parent_id": run.parent_id, "trace": trace}
+    run.write_pending()
+    outbox.write(run.folder, record)
+    waits = status == "FINISHED" and run.uri.startswith("http")
+    box.finish(store.wait_s() if waits else 0)
 
 
 def fault(error: BaseException) -> str | None:
@@ -211,34 +208,37 @@ def _end_with(owner: str) -> None:
 def stage(name: str, size: str | None = None, **sections: Any) -> Iterator[Run]:
     """Yields the MLflow run of a stage, with the params sections logged. A fault of the user (ValueError,
     missing file, full disk, unreachable store) ends the process with one line and exit code 1; the run is
-    FAILED.
+    FAILED. A store that is away is waited for at the beginning; at the end it is too, and then the stage, whose outputs
+    are whole, ends well and leaves its records in the outbox.
     """
     label = f"stage {name} {size}" if size else f"stage {name}"
     run: Run | None = None
+    box: outbox.Outbox | None = None
     process.settle()
     if owner := lineage.repro_process():
         threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     try:
-        run = _open(name, size, sections)
+        run = store.patiently(store.tracking_uri(), lambda: _open(name, size, sections))
+        box = outbox.Outbox(run.uri, run.run_id, run.folder)
+        box.start()
         yield run
-        run.send()
-        _close(run, "FINISHED")
+        _close(run, box, "FINISHED")
+        if box.refused:
+            raise ValueError(f"MLflow refuses a record of this run: {box.refused:.300}")
     except BaseException as error:
-        if run is not None:
-            _end_badly(run, error)
+        if run is not None and box is not None:
+            _end_badly(run, box, error)
         if tell(label, error):
             raise SystemExit(1) from None
         raise
 
 
-def _end_badly(run: Run, error: BaseException) -> None:
-    from mlflow.exceptions import MlflowException
-
+def _end_badly(run: Run, box: outbox.Outbox, error: BaseException) -> None:
     status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, SystemExit) and not error.code:
         status, trace = "FINISHED", ""
     try:
-        _close(run, status, trace)
-    except (MlflowException, ValueError, OSError) as second:
+        _close(run, box, status, trace)
+    except OSError as second:
         sys.stderr.write(f"warning: the run stays open in MLflow: {store.one_line(second):.300}\n")

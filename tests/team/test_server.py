@@ -1,0 +1,190 @@
+"""The team's server asks for a user, knows who may write, answers to its own name alone, and refuses to start without
+settings or with a password that everybody knows."""
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from unittest import mock
+
+import pytest
+
+from tests.team import parts
+
+SERVE = parts.ROOT / "mlflow/serve.sh"
+
+
+def write(team, user, experiment, model):
+    """Logs a run and registers a version of it as a member; returns the address of the run's artefacts."""
+    from mlflow import MlflowClient
+
+    with team.member(user):
+        client = MlflowClient(team.uri)
+        found = client.get_experiment_by_name(experiment)
+        run = client.create_run(found.experiment_id if found else client.create_experiment(experiment))
+        client.log_metric(run.info.run_id, "loss", 0.5)
+        client.log_text(run.info.run_id, "words", "a.txt")
+        if not client.search_registered_models(f"name = '{model}'"):
+            client.create_registered_model(model)
+        version = client.create_model_version(model, run.info.artifact_uri, run.info.run_id)
+        client.set_registered_model_alias(model, "champion", version.version)
+        client.set_registered_model_tag(model, "event", "one")
+        client.set_model_version_tag(model, version.version, "event", "one")
+        return run.info.artifact_uri
+
+
+def denied(*words):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as error:
+        write(*words)
+    return f"{error.value.error_code} {error.value}"
+
+
+def ask(team, path, body=None, **headers):
+    """The status of a request without a user."""
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(f"{team.uri}{path}", data, {"Content-Type": "application/json"} | headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_two_members_write_to_what_one_of_them_made_and_artefacts_go_to_the_store(team):
+    for user in ("ada", "ben"):
+        place = write(team, user, "shared", "a-model")
+        assert place.startswith(f"s3://{parts.BUCKET}/mlflow/")
+        assert (team.buckets / place.removeprefix("s3://") / "a.txt").read_text() == "words"
+    assert team.postgres.rows("select alias, version from registered_model_aliases where name = 'a-model'") == [
+        ("champion", 2)
+    ]
+
+
+def test_a_reader_sees_and_does_not_write_to_what_others_made(team):
+    from mlflow import MlflowClient
+
+    write(team, "ada", "for readers", "b-model")
+    assert "PERMISSION_DENIED" in denied(team, "cleo", "for readers", "b-model")
+    assert "PERMISSION_DENIED" in denied(team, "cleo", "cleo's own", "b-model")
+    with team.member("cleo"):
+        assert MlflowClient(team.uri).get_experiment_by_name("for readers") is not None
+
+
+def test_a_wrong_password_and_no_user_write_nothing(team):
+    before = team.postgres.rows("select count(*) from experiments")
+    with mock.patch.dict(team.passwords, {"ada": "wrong"}):
+        assert "not authenticated" in denied(team, "ada", "nobody", "c-model")
+    writes = {
+        "experiments/create": {"name": "nobody"},
+        "runs/create": {"experiment_id": "0"},
+        "registered-models/create": {"name": "nobody"},
+        "registered-models/alias": {"name": "a-model", "alias": "champion", "version": "1"},
+        "users/create": {"username": "eve", "password": "a password of eve"},
+    }
+    assert {ask(team, f"/api/2.0/mlflow/{path}", body) for path, body in writes.items()} == {401}
+    assert ask(team, "/api/2.0/mlflow/experiments/search?max_results=1") == 401
+    assert ask(team, "/health") == 200
+    assert team.postgres.rows("select count(*) from experiments") == before
+
+
+def test_a_member_makes_no_users(team):
+    refused = team.run("python", "mlflow/add_user.py", "eve", "writer", user="ada", code=1, NEW_PASSWORD="x" * 20)
+    assert "error: " in refused
+    assert team.postgres.rows("select username from users where username = 'eve'", "mlflow_auth") == []
+
+
+def test_a_writer_changes_its_password_and_becomes_a_reader(team):
+    name, first, second = "dot", "first password of dot", "second password of dot"
+    add = ("python", "mlflow/add_user.py")
+    write(team, "ada", "shared", "d-model")
+    assert "added dot, writer" in team.run(*add, name, "writer", user="admin", NEW_PASSWORD=first)
+    team.passwords[name] = first
+    write(team, name, "shared", "d-model")
+    assert "changed the password" in team.run(*add, "--password", user=name, NEW_PASSWORD=second)
+    time.sleep(parts.PASSWORD_S)
+    assert "not authenticated" in denied(team, name, "shared", "d-model")
+    team.passwords[name] = second
+    assert "changed dot, reader" in team.run(*add, name, "reader", user="admin")
+    assert "PERMISSION_DENIED" in denied(team, name, "shared", "d-model")
+
+
+def test_other_names_and_other_pages_are_refused(team):
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    assert ask(team, search, Host="evil.example:5000") == 403
+    assert ask(team, "/api/2.0/mlflow/experiments/create", {"name": "x"}, Origin="http://evil.example") == 403
+
+
+def test_neither_passwords_nor_keys_reach_the_logs_or_the_command_line(team):
+    log = team.server.log.read_text() + team.postgres.log.read_text()
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    for secret in (*(team.settings[name] for name in parts.variables("secrets.env.example")), *team.passwords.values()):
+        assert secret not in log
+        assert secret not in lines
+    assert "uvicorn" in lines
+
+
+def test_no_job_runner_runs(team):
+    import psutil
+
+    words = [" ".join(one.cmdline()) for one in psutil.Process(team.server.process.pid).children(recursive=True)]
+    assert words
+    assert not [line for line in words if "huey" in line or "job" in line]
+
+
+def refused(team, **changes):
+    """The line with which serve.sh refuses these settings."""
+    environment = parts.plain_environment() | team.settings | changes
+    done = subprocess.run(
+        ["bash", SERVE],
+        env={k: v for k, v in environment.items() if v is not None},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", [*parts.variables("server.env.example"), *parts.variables("secrets.env.example")])
+def test_the_server_refuses_to_start_without_a_setting(team, name):
+    assert refused(team, **{name: None}).startswith(f"error: mlflow/serve.sh: {name} is not set; mlflow/")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("MLFLOW_AUTH_ADMIN_PASSWORD", "password1234", "that everybody knows"),
+        ("PGPASSWORD", "short", "shorter than 12 characters"),
+        ("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db", "is not a postgresql:// address"),
+        ("MLFLOW_AUTH_DATABASE_URI", "postgresql://mlflow:hunter2@db/mlflow_auth", "give it as PGPASSWORD"),
+        ("MLFLOW_DEFAULT_ARTIFACT_ROOT", "/srv/artifacts", "is not an s3:// address"),
+        ("MLFLOW_SERVER_ALLOWED_HOSTS", "mlflow:5000, *", "allows everybody"),
+        ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*", "allows everybody"),
+    ],
+)
+def test_the_server_refuses_settings_that_leave_a_door_open(team, name, value, told):
+    line = refused(team, **{name: value})
+    assert line.startswith(f"error: mlflow/serve.sh: {name} ")
+    assert told in line
+    assert "hunter2" not in line
+
+
+def test_every_setting_is_explained_in_a_line():
+    for file in ("server.env.example", "secrets.env.example"):
+        lines = (parts.ROOT / "mlflow" / file).read_text().splitlines()
+        named = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
+        assert len(named) == len(parts.variables(file)) > 4
+        assert [lines[number - 1][:2] for number in named] == ["# "] * len(named)
+    assert set(parts.variables("secrets.env.example").values()) == {""}
+
+
+def test_postgres_is_asked_for_by_its_package(monkeypatch):
+    monkeypatch.setattr(parts.Path, "glob", lambda *_: iter(()))
+    with pytest.raises(AssertionError, match="apt install postgresql"):
+        parts.postgres_programs()
