@@ -62,6 +62,7 @@ check: .venv/ready ## lint, types, floors
 
 unit: .venv/ready ## unit tests, two files at a time
 	@command -v chromium chromium-browser google-chrome > /dev/null || { echo "error: the tests of pages drive Chromium; on Debian: apt install chromium"; exit 1; }
+	@compgen -G "/usr/lib/postgresql/*/bin/initdb" > /dev/null || { echo "error: the tests of the team's server start PostgreSQL; on Debian: apt install postgresql"; exit 1; }
 	OMP_NUM_THREADS=1 python -m pytest -m "not e2e and not gpu" --numprocesses 2 --dist loadfile
 
 e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed
