@@ -7,10 +7,12 @@ from unittest import mock
 import pytest
 
 from sana_sprint import storage
-from tests.registry.conftest import NAME, empty_store, evaluation, registered, repository  # noqa: F401  fixtures
+from tests.registry.conftest import NAME, evaluation, registered, repository  # noqa: F401  two are fixtures
 from tests.team import parts
 from tests.team.runbook import commands
 from tests.team.test_move import download
+
+pytestmark = pytest.mark.e2e
 
 RESTORED = ("restored", "restored_auth")
 

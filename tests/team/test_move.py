@@ -14,9 +14,11 @@ from PIL import Image
 
 from sana_sprint import storage
 from sana_sprint.registry import store, track
-from tests.registry.conftest import NAME, empty_store, evaluation, registered, repository  # noqa: F401  fixtures
+from tests.registry.conftest import NAME, evaluation, registered, repository  # noqa: F401  two are fixtures
 from tests.team import parts
 from tests.team.runbook import commands
+
+pytestmark = pytest.mark.e2e
 
 DATASET = "a corpus"
 

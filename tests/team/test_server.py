@@ -12,6 +12,8 @@ import pytest
 
 from tests.team import parts
 
+pytestmark = pytest.mark.e2e
+
 SERVE = parts.ROOT / "mlflow/serve.sh"
 
 
