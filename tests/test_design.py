@@ -165,8 +165,8 @@ def test_maths_takes_tensors_and_numbers(path: Path) -> None:
     assert modules <= set(sys.stdlib_module_names) | {"torch", PACKAGE}
 
 
-def test_mlflow_is_imported_in_registry_alone_and_lightning_and_ray_in_training_alone() -> None:
-    homes = {"mlflow": {"registry"}, "lightning": {"training"}, "ray": {"training"}}
+def test_mlflow_is_imported_in_registry_alone_lightning_in_training_and_ray_there_and_in_cluster() -> None:
+    homes = {"mlflow": {"registry"}, "lightning": {"training"}, "ray": {"training", "cluster.py"}}
     for path in LIBRARY:
         home = path.relative_to(SOURCE / PACKAGE).parts[0]
         for library, allowed in homes.items():

@@ -1,8 +1,10 @@
 """Evaluate's JSON: what the contract says, the same twice, held-out apart; its cache and its grids."""
 
-import copy
 import dataclasses
 import json
+import pickle
+import subprocess
+import sys
 import time
 import types
 
@@ -12,9 +14,34 @@ import torch
 from PIL import Image
 
 from sana_sprint import storage
-from sana_sprint.evaluation import classifier, evaluate, generate, judges, latency, plots, protocol, sheets
+from sana_sprint.evaluation import (
+    classifier,
+    drawing,
+    evaluate,
+    generate,
+    judges,
+    latency,
+    plots,
+    protocol,
+    sheets,
+)
 from tests.evaluation.conftest import EVALUATE, SAMPLING, train_judge
 
+WAIT_S = 180
+DRIVER = """
+import pickle, sys, time
+from pathlib import Path
+from sana_sprint.evaluation import drawing, evaluate
+
+original = drawing.drawn
+
+def slowly(call):
+    time.sleep(0.5)
+    return original(call)
+
+drawing.drawn = slowly
+evaluate.run(*pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
 FOUR = {"1", "2", "3", "4"}
 MODELS = {"student": FOUR, "undistilled": FOUR, "teacher": {"3"}, "teacher_fewer": {"2"}}
 
@@ -71,31 +98,39 @@ def test_a_component_takes_what_its_calls_of_a_run_take_together():
     assert not pipe.transformer._forward_hooks
 
 
-def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tmp_path):
-    again = evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
+def test_the_same_run_twice_gives_equal_bytes_but_for_times(outcome, folders, tmp_path, monkeypatch):
+    """Whatever the batch; and one worker does without Ray."""
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", "1")
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import would raise
+    other = EVALUATE.model_copy(update={"batch": 7})
+    again = evaluate.run(other, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
     assert timeless(again.result) == timeless(outcome.result)
     assert again.verdicts == outcome.verdicts
 
 
-def test_the_teacher_is_drawn_once_for_all_sizes_and_a_broken_cache_is_drawn_anew(outcome, folders, monkeypatch):
-    paths = {len(list(folders.cache.glob("*.npy")))}
-    assert paths == {2}  # of the teacher at all its steps and at fewer
-    key = protocol.teacher_digest(outcome.result["protocol"], SAMPLING, storage.digest(folders.teacher))
-    path = folders.cache / f"teacher-{key[:24]}.npy"
-    cached = np.load(path)
+def test_the_teacher_is_drawn_once_for_all_sizes(outcome, folders, monkeypatch):
     drawn = []
-    original = generate.Loaded.teacher
-    monkeypatch.setattr(generate.Loaded, "teacher", lambda self, c, n: drawn.append(len(c)) or original(self, c, n))
-    court = evaluate.summon(EVALUATE, folders.judge, outcome.prompts)
-    loaded = generate.load(folders.teacher, SAMPLING, 0.5)
-    fresh = evaluate.Outcome(copy.deepcopy(outcome.result), outcome.prompts, {"teacher": {}}, {"teacher": {}})
-    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders, "teacher")
-    assert 5 not in drawn  # latency alone: batches of 1 and 3
-    assert timeless(fresh.result) == timeless(outcome.result)
-    path.write_bytes(path.read_bytes()[:-100])
-    evaluate.evaluate_teacher(fresh, court, loaded, EVALUATE, folders, "teacher")
-    assert 5 in drawn
-    assert np.array_equal(np.load(path), cached)
+    original = drawing.drawn
+    monkeypatch.setattr(drawing, "drawn", lambda call: drawn.append(call.network) or original(call))
+    times = SAMPLING.times | {"3": [1.5683, 1.2, 0.7, 0.0]}
+    other = folders.schedule.with_name("other.json")
+    storage.write_json(other, {"times": times})
+    again = evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, schedule=other), "base")
+    assert drawn == ["student"] * 2  # by its own times: 3 steps of 24 prompts, 16 a call
+    assert again.result["scores"]["teacher"] == outcome.result["scores"]["teacher"]
+    assert again.result["scores"]["student"]["2"] == outcome.result["scores"]["student"]["2"]
+    assert again.result["scores"]["student"]["3"] != outcome.result["scores"]["student"]["3"]
+
+
+def test_times_are_measured_of_pictures_drawn_now(outcome, folders, monkeypatch):
+    """With every picture in the cache, the networks run for the latency alone."""
+    batches = []
+    original = generate.Loaded.student
+    monkeypatch.setattr(generate.Loaded, "student", lambda s, c, n: batches.append(len(c)) or original(s, c, n))
+    again = evaluate.run(EVALUATE, SAMPLING, 0.5, folders, "small")
+    assert timeless(again.result) == timeless(outcome.result)
+    assert set(batches) == {1, *EVALUATE.latency_batches}
+    assert all(timed["p50_s"] > 0 for timed in again.result["latency"]["student"].values())
 
 
 def test_classes_are_tasks_and_none_has_no_verdicts(folders, judge, raw, tmp_path):
@@ -173,6 +208,49 @@ def test_mlflow_gets_numbers_under_plain_names(outcome):
     assert flat["student.1.overall"] == outcome.result["scores"]["student"]["1"]["overall"]["value"]
     assert "latency.teacher.3.p50_s" in flat
     assert all(isinstance(v, float | int) for v in flat.values())
+
+
+@pytest.mark.parametrize("workers", ["0", "two"])
+def test_a_number_of_workers_that_cannot_be_is_refused(folders, monkeypatch, workers):
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", workers)
+    with pytest.raises(ValueError, match=f"SANA_SPRINT_WORKERS={workers}: must be a positive number of workers"):
+        evaluate.run(EVALUATE, SAMPLING, 0.5, folders, "small")
+
+
+def wait_for_pictures(cache, number, process):
+    deadline = time.monotonic() + WAIT_S
+    while len(list(cache.glob("*/[0-9]*.png"))) < number:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_run_goes_on_picture_by_picture(outcome, folders, tmp_path, monkeypatch):
+    mine = dataclasses.replace(folders, cache=tmp_path / "cache")
+    (tmp_path / "given").write_bytes(pickle.dumps((EVALUATE, SAMPLING, 0.5, mine, "small")))
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "given")], stdout=log, stderr=log)
+    wait_for_pictures(mine.cache, 60, process)
+    process.kill()
+    process.wait()
+    written = {path: path.stat().st_mtime_ns for path in mine.cache.glob("*/[0-9]*.png")}
+    assert 60 <= len(written) < 6 * 24
+    cut = next(iter(written))
+    cut.write_bytes(cut.read_bytes()[:100])  # as a crash of the machine leaves it
+    calls = []
+    original = drawing.drawn
+    monkeypatch.setattr(drawing, "drawn", lambda call: calls.append(call) or original(call))
+    again = evaluate.run(EVALUATE, SAMPLING, 0.5, mine, "small")
+    assert timeless(again.result) == timeless(outcome.result)
+    assert again.verdicts == outcome.verdicts
+    assert {path for path, when in written.items() if path.stat().st_mtime_ns != when} == {cut}
+    assert not list(mine.cache.rglob(f"{storage.UNFINISHED}*"))
+    whole = set(written) - {cut}
+    groups = [(folder, rows) for folder in mine.cache.glob("*/") for rows in (range(16), range(16, 24))]
+    done = sum(all(folder / f"{index}.png" in whole for index in rows) for folder, rows in groups)
+    assert len(groups) == 12  # the student at 4 step counts, which is the undistilled one too, and the teacher at 2
+    assert done >= 2
+    assert len(calls) == len(groups) - done
 
 
 def test_a_missing_time_list_or_judge_is_named(folders, tmp_path):

@@ -296,10 +296,29 @@ def test_a_folder_that_does_not_fit_geneval_is_named(tmp_path, root, pictures, s
     assert words in refused(tmp_path, root, pictures, kind="geneval")
 
 
+def test_an_empty_folder_is_named(tmp_path, root):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty}: 0 folders of prompts, the protocol asks for 3" in refused(tmp_path, root, empty, kind="geneval")
+    assert f"{empty}/animals/00: no picture of that name" in refused(tmp_path, root, empty, kind="distances")
+
+
+def test_weights_that_are_cut_are_named(tmp_path, root, pictures):
+    own = tmp_path / "own"
+    shutil.copytree(root, own)
+    for judge in ("clip", "detector"):
+        path = own / f"data/weights/{judge}/model.safetensors"
+        path.write_bytes(path.read_bytes()[:-50])
+        message = refused(tmp_path, own, pictures, kind="geneval")
+        assert f"{own}/data/weights/{judge}: no weights in whole safetensors files" in message
+
+
 def test_what_does_not_fit_distances_is_named(tmp_path, root, sprint_folder):
     folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
     assert "fid_pictures_min is 13" in refused(tmp_path, root, folder, kind="distances", fid_pictures_min=13)
     assert "12 captions, the protocol asks for 11" in refused(tmp_path, root, folder, kind="distances", pictures=11)
+    told = refused(tmp_path, root, folder, kind="distances", pairwise_pictures_max=4, neighbours=3)
+    assert "4 are too few for precision and recall with 3 neighbours" in told
     (folder / "people/10.png").unlink()
     assert "people/10: no picture of that name" in refused(tmp_path, root, folder, kind="distances")
     assert "no such folder" in refused(tmp_path, root, tmp_path / "none", kind="distances")

@@ -1,5 +1,6 @@
 """Prompts, noise and the digest."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -69,24 +70,24 @@ def test_what_is_shown_takes_tasks_and_groups_in_turn(raw):
     assert {p.group for p in shown if p.task == "counting"} == {"seen", "heldout"}
 
 
-def test_the_digest_changes_with_every_part_and_the_teachers_key_only_with_its_own(raw):
+def test_the_digest_changes_with_every_part(raw):
     prompts = protocol.prompts(manifest.read(raw, "eval"), EVALUATE)
     judge = {"kind": "scenes", "digest": "a"}
-    base = protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge)
+    base = protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge, 16)
     times = SAMPLING.times | {"2": [1.5683, 1.0, 0.0]}
-    others = {
-        "prompts": protocol.describe(prompts[1:], EVALUATE, SAMPLING, 0.5, judge),
-        "seed": protocol.describe(prompts, EVALUATE.model_copy(update={"seed": 2}), SAMPLING, 0.5, judge),
-        "judge": protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge | {"digest": "b"}),
-        "guidance": protocol.describe(
-            prompts, EVALUATE, SAMPLING.model_copy(update={"teacher_guidance": 4.0}), 0.5, judge
-        ),
-    }
-    own_times = protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge)
+    other_demand = [dataclasses.replace(prompts[0], demand={"objects": []}), *prompts[1:]]
+    stronger = SAMPLING.model_copy(update={"teacher_guidance": 4.0})
+    others = [
+        protocol.describe(prompts[1:], EVALUATE, SAMPLING, 0.5, judge, 16),
+        protocol.describe(other_demand, EVALUATE, SAMPLING, 0.5, judge, 16),
+        protocol.describe(prompts, EVALUATE.model_copy(update={"seed": 2}), SAMPLING, 0.5, judge, 16),
+        protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge | {"digest": "b"}, 16),
+        protocol.describe(prompts, EVALUATE, stronger, 0.5, judge, 16),
+        protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"height_px": 32}), 0.5, judge, 16),
+        protocol.describe(prompts, EVALUATE, SAMPLING, 0.5, judge, 8),
+    ]
+    own_times = protocol.describe(prompts, EVALUATE, SAMPLING.model_copy(update={"times": times}), 0.5, judge, 16)
     assert own_times == base  # times belong to a student, which is scored with its own
-    assert len({protocol.digest(p) for p in [base, *others.values()]}) == 5
-    key = protocol.teacher_digest(base, SAMPLING, "w")
-    stronger = {"guidance": SAMPLING.model_copy(update={"teacher_guidance": 4.0})}
-    keys = {n: protocol.teacher_digest(p, stronger.get(n, SAMPLING), "w") for n, p in others.items()}
-    assert {n for n, other in keys.items() if other == key} == {"judge"}
-    assert protocol.teacher_digest(base, SAMPLING, "other weights") != key
+    assert len({protocol.digest(p) for p in [base, *others]}) == 8
+    bigger = EVALUATE.model_copy(update={"batch": 99})
+    assert protocol.describe(prompts, bigger, SAMPLING, 0.5, judge, 16) == base

@@ -184,6 +184,18 @@ def test_a_bad_run_leaves_the_last_good_output_alone(work):
     assert (work.root / "data/raw/manifest.parquet").read_bytes() == before
 
 
+def test_evaluate_without_what_it_reads(work):
+    schedule = work.root / "data/models/schedule/small.json"
+    work.refused("evaluate small", f"{schedule.relative_to(work.root)}: no lists of times", "run `dvc repro schedule`")
+    schedule.parent.mkdir(parents=True)
+    times = {"1": [1.5, 0.0], "2": [1.5, 1.0, 0.0], "3": [1.5, 1.0, 0.5, 0.0], "4": [1.5, 1.2, 1.0, 0.5, 0.0]}
+    schedule.write_text(json.dumps({"times": times})[:-9])
+    work.refused("evaluate small", "data/models/schedule/small.json: no lists of times", "not valid JSON")
+    schedule.write_text(json.dumps({"times": times}))
+    work.refused("evaluate small", "data/raw/manifest.parquet: no such file; run `dvc repro prepare` to make it")
+    assert not (work.root / "data/metrics").exists()
+
+
 def many(work):
     for index in range(100, 160):
         (work.source / f"{index}.png").write_bytes(png(index))

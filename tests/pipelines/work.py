@@ -59,14 +59,15 @@ class Work:
             YAML().dump(sections, file)
 
     def stage(self, name: str, before: Callable[[], None] | None = None, **env: str) -> Told:
-        """Runs a stage's script; `before` is called in its process."""
+        """Runs a stage's script, named with its size where it has one; `before` is called in its process."""
+        script, *size = name.split()
         settings = {
             "PYTHONPATH": str(ROOT / "src"),
             "OMP_NUM_THREADS": "1",
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.store}",
         }
         done = subprocess.run(
-            [sys.executable, f"pipelines/{name}.py"],
+            [sys.executable, f"pipelines/{script}.py", *(f"--size={one}" for one in size)],
             cwd=self.root,
             env=os.environ | settings | env,
             capture_output=True,

@@ -21,7 +21,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from sana_sprint import storage
+from sana_sprint import cluster, storage
 from sana_sprint.training import checkpoints, job, launch
 from tests.training.small_job import changed, fit
 
@@ -39,9 +39,9 @@ GONE_S = 90
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def joined():
     """A cluster that stays up for the whole file, and nothing of which is left after it."""
-    with launch.cluster():
+    with cluster.Joined():
         below = psutil.Process().children(recursive=True)
         yield
     _, alive = psutil.wait_procs(below, timeout=GONE_S)

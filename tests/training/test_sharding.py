@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from sana_sprint import storage
+from sana_sprint import cluster, storage
 from sana_sprint.training import checkpoints, job, launch
 from tests.training.small_job import changed, fit
 from tests.training.test_ray import NOT_LOSSES, kill_a_worker_when
@@ -20,9 +20,9 @@ ITERATIONS, MIDDLE = 8, 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def joined():
     """A cluster that stays up for the whole file."""
-    with launch.cluster():
+    with cluster.Joined():
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint.evaluation import evaluate, generate, protocol
+from sana_sprint.evaluation import evaluate
 from sana_sprint.models import threads
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def run(
     """Returns evaluate's JSON with the student's scores and times alone. `agreed` is given the protocol's digest before
     a picture is drawn, and raises where it is another than was meant."""
     threads.use_fastest()
-    outcome, court, sampling = evaluate.begin(params, sampling, sigma_d, folders(student, root), size)
+    places = folders(student, root)
+    outcome, court, sampling = evaluate.begin(params, sampling, sigma_d, places, size)
     agreed(outcome.result["protocol_digest"])
-    loaded = generate.load(student, sampling, sigma_d)
-    for steps in protocol.STEPS:
-        evaluate.evaluate_student(outcome, court, loaded, params, "student", steps)
+    orders = evaluate.ordered(params, sampling, sigma_d, places, outcome.prompts, names=("student",))
+    evaluate.fill(outcome, court, params, orders, places.cache)
     return outcome.result

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from sana_sprint import storage
-from sana_sprint.evaluation import fitting
+from sana_sprint.evaluation import fitting, weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sana_sprint.config import TrainJudge
 
 SIZE_PX = 32
+RESIZE = f"mean over areas to {SIZE_PX} px (torch interpolate, area), [-1, 1]"
 SHIFT_PX = 2
 NOISE = 0.1
 WIDTHS = (16, 32, 64)
@@ -107,5 +108,7 @@ def load(folder: Path) -> Classifier:
         raise ValueError(f"{folder}: no classifier; judge 'classes' needs judge.model.classifier_steps above 0")
     captions = storage.read_json(folder / "config.json")["captions"]
     model = network(len(captions))
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    with weights.readable(folder / "model.safetensors", "run `dvc repro -f judge`"):
+        state = load_file(folder / "model.safetensors")
+    model.load_state_dict(state, strict=True)
     return Classifier(model.eval(), captions)

@@ -7,7 +7,6 @@ FID features are the projected picture embeddings before normalisation (CLIP-FID
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from sana_sprint import storage
-from sana_sprint.evaluation import fitting
+from sana_sprint.evaluation import fitting, weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from sana_sprint.config import TrainJudge
 
+RESIZE = "shorter edge bicubic with antialiasing (Pillow), square from the centre, pixels / 255, mean and deviation"
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 
 
@@ -100,7 +100,7 @@ def cropped(picture: np.ndarray, edge: int, crop: int) -> np.ndarray:
 
 
 def load(folder: Path) -> Clip:
-    """Returns the CLIP of a local folder. Raises ValueError naming what the folder lacks."""
+    """Returns the CLIP of a local folder. Raises ValueError naming the folder and what it lacks or cannot be read."""
     from transformers import AutoTokenizer, CLIPModel
 
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
@@ -108,9 +108,15 @@ def load(folder: Path) -> Clip:
             raise ValueError(
                 f"{folder}: no {name}; it must be a transformers CLIPModel folder with safetensors weights"
             )
-    model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Clip(model, tokenizer, json.loads((folder / "preprocessor_config.json").read_text()))
+    with weights.readable(folder, "copy the folder again, or run `dvc repro -f judge` if it is data/models/judge"):
+        model, loading = CLIPModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if lacking:
+        raise ValueError(f"{folder}/model.safetensors: lacks {len(lacking)} of a CLIPModel's weights ({lacking[0]})")
+    return Clip(model.eval(), tokenizer, storage.read_json(folder / "preprocessor_config.json"))
 
 
 def make_tokenizer(captions: Sequence[str], vocabulary: int, max_tokens: int) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from sana_sprint.evaluation import weights
 from sana_sprint.evaluation.geneval import Found
 
 if TYPE_CHECKING:
@@ -140,9 +141,10 @@ def load(folder: Path, size: dict[str, int] | None = None) -> Detector:
     architecture = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
     if architecture != ARCHITECTURE:
         raise ValueError(f"{folder}: holds {architecture}, the detector must be {ARCHITECTURE}")
-    model, loading = Mask2FormerForUniversalSegmentation.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
+    with weights.readable(folder, "fetch it again"):
+        model, loading = Mask2FormerForUniversalSegmentation.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
     lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if lacking:
         raise ValueError(f"{folder}/model.safetensors: lacks {len(lacking)} weights ({lacking[0]}); fetch it again")

@@ -1,23 +1,37 @@
 """Stage evaluate: student, undistilled student and teacher under one protocol, with standard errors and
 times.
 
-Pictures are drawn, judged and dropped model by model; only the shown ones are kept. The teacher's pictures do
-not depend on the student's size and are cached beside the repository's data; deleting the cache is always
-safe.
+Pictures are drawn, judged and dropped model by model; only the shown ones are kept. Each lies in a cache beside the
+repository's data from when it is drawn, so that a run that was killed goes on, and the teacher's serve all sizes;
+deleting the cache is always safe. Times are measured afterwards, never of pictures from the cache.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from safetensors.torch import load_file
 
 from sana_sprint import storage
 from sana_sprint.data import manifest
-from sana_sprint.evaluation import clip_judge, generate, judges, latency, protocol, schedule, sheets, tally
+from sana_sprint.evaluation import (
+    classifier,
+    clip_judge,
+    drawing,
+    generate,
+    judges,
+    latency,
+    picture_cache,
+    protocol,
+    schedule,
+    sheets,
+    tally,
+    weights,
+)
+from sana_sprint.evaluation.drawing import Order
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
@@ -26,12 +40,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sana_sprint.config import Evaluate, Sampling
-    from sana_sprint.evaluation.generate import Loaded
     from sana_sprint.evaluation.judges import Judge, Verdict
     from sana_sprint.evaluation.protocol import Prompt
 
 SHOWN = 24
 GALLERY = 240  # of protocol.shown, which begins with those of SHOWN
+FEWEST = 3  # pictures: the jackknife of the Frechet distance takes one away, and a covariance needs two
+BLANK = (8, 8, 3)
 
 
 @dataclass(frozen=True)
@@ -76,15 +91,9 @@ def run(params: Evaluate, sampling: Sampling, sigma_d: float, folders: Folders, 
     naming what is missing.
     """
     outcome, court, sampling = begin(params, sampling, sigma_d, folders, size)
-    for model in ("student", "undistilled"):
-        loaded = generate.load(getattr(folders, model), sampling, sigma_d)
-        for steps in protocol.STEPS:
-            evaluate_student(outcome, court, loaded, params, model, steps)
-    loaded = generate.load(folders.teacher, sampling, sigma_d)
-    evaluate_teacher(outcome, court, loaded, params, folders, "teacher")
-    for steps in params.teacher_fewer_steps:
-        fewer = replace(loaded, sampling=sampling.model_copy(update={"teacher_steps": steps}))
-        evaluate_teacher(outcome, court, fewer, params, folders, "teacher_fewer")
+    orders = ordered(params, sampling, sigma_d, folders, outcome.prompts)
+    fill(outcome, court, params, orders, folders.cache)
+    picture_cache.forget(folders.cache, size, {picture_cache.key(order) for _, order in orders})
     return outcome
 
 
@@ -98,8 +107,8 @@ def begin(
         raise ValueError(f"{folders.schedule}: no times for {missing} steps; run `dvc repro schedule` again")
     prompts = protocol.prompts(manifest.read(folders.raw, "eval"), params)
     court = summon(params, folders.judge, prompts)
-    judge = {"kind": params.judge, "digest": storage.digest(folders.judge)}
-    described = protocol.describe(prompts, params, sampling, sigma_d, judge)
+    judge, at_once = judged_by(params, folders.judge, court.clip), drawing.at_once(sampling)
+    described = protocol.describe(prompts, params, sampling, sigma_d, judge, at_once)
     outcome = Outcome(
         {
             "protocol": described,
@@ -117,41 +126,46 @@ def begin(
     return outcome, court, sampling
 
 
-def evaluate_student(outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, model: str, steps: int) -> None:
-    """Adds a student's pictures at one step count to the outcome; times the distilled one."""
-    name = f"evaluate {model} {steps}"
-    pictures = generate.pictures(loaded, loaded.student, court.prompts, steps, params.seed, params.batch, name)
-    enter(outcome, court, model, str(steps), pictures)
-    if model == "student":
-        timed = latency.measure(loaded, loaded.student, court.prompts, steps, params.seed, params)
-        outcome.result["latency"][model][str(steps)] = timed
+def fill(outcome: Outcome, court: Court, params: Evaluate, orders: list[tuple[str, Order]], cache: Path) -> None:
+    """Carries out the orders: scores, verdicts, shown pictures, and the times of all but the undistilled network."""
+    with drawing.Crew() as crew:
+        for model, order in orders:
+            pictures = picture_cache.pictures(order, cache, crew, f"evaluate {model} {order.steps}")
+            enter(outcome, court, model, str(order.steps), pictures)
+    for model, order in reversed(orders):  # from the pipeline that is open
+        if model != "undistilled":
+            outcome.result["latency"][model][str(order.steps)] = timed(order, params)
 
 
-def evaluate_teacher(
-    outcome: Outcome, court: Court, loaded: Loaded, params: Evaluate, folders: Folders, model: str
-) -> None:
-    """Adds the teacher's pictures, drawn or from the cache, and its times under the name `model`."""
-    steps = str(loaded.sampling.teacher_steps)
-    key = protocol.teacher_digest(outcome.result["protocol"], loaded.sampling, storage.digest(folders.teacher))
-    path = folders.cache / f"teacher-{key[:24]}.npy"
-    pictures = cached(path, len(court.prompts))
-    if pictures is None:
-        name = f"evaluate teacher {steps}"
-        pictures = generate.pictures(loaded, loaded.teacher, court.prompts, 1, params.seed, params.batch, name)
-        with storage.whole_file(path) as unfinished, unfinished.open("wb") as file:
-            np.save(file, pictures)
-    enter(outcome, court, model, steps, pictures)
-    timed = latency.measure(loaded, loaded.teacher, court.prompts, 1, params.seed, params)
-    outcome.result["latency"][model][steps] = timed
+def ordered(
+    params: Evaluate,
+    sampling: Sampling,
+    sigma_d: float,
+    folders: Folders,
+    prompts: list[Prompt],
+    names: tuple[str, ...] = ("student", "undistilled", "teacher"),
+) -> list[tuple[str, Order]]:
+    """Returns what is drawn, by the names of the networks. Raises ValueError naming a folder that is no pipeline."""
+    places = {name: generate.checked(getattr(folders, name)) for name in names}
+    digests = {name: storage.digest(place) for name, place in places.items()}
+
+    def order(place: str, network: Literal["student", "teacher"], steps: int) -> Order:
+        at_once = drawing.at_once(sampling)
+        own = sampling if network == "student" else sampling.model_copy(update={"teacher_steps": steps})
+        folder, digest = places[place].resolve(), digests[place]  # a worker may start elsewhere
+        return Order(folder, digest, network, own, sigma_d, steps, params.seed, "float32", at_once, prompts)
+
+    students = [name for name in ("student", "undistilled") if name in places]
+    teachers = [("teacher", sampling.teacher_steps), *(("teacher_fewer", k) for k in params.teacher_fewer_steps)]
+    found = [(name, order(name, "student", k)) for name in students for k in protocol.STEPS]
+    return found + [(name, order("teacher", "teacher", k)) for name, k in teachers if "teacher" in places]
 
 
-def cached(path: Path, number: int) -> np.ndarray | None:
-    """Returns the pictures of a cache file, or None when there is none that can be used."""
-    try:
-        pictures = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return pictures if pictures.ndim == 4 and len(pictures) == number else None
+def timed(order: Order, params: Evaluate) -> dict[str, float]:
+    """Returns the times of an order's network, measured now, in this process."""
+    loaded = drawing.opened(order)
+    draw, steps = (loaded.student, order.steps) if order.network == "student" else (loaded.teacher, 1)
+    return latency.measure(loaded, draw, order.prompts, steps, params.seed, params)
 
 
 def summon(params: Evaluate, folder: Path, prompts: list[Prompt]) -> Court:
@@ -159,15 +173,32 @@ def summon(params: Evaluate, folder: Path, prompts: list[Prompt]) -> Court:
     path = folder / "reference.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run `dvc repro judge` to make it")
-    clip = clip_judge.load(folder / "clip")
-    return Court(
-        prompts,
-        judges.load(params.judge, folder),
-        clip,
-        clip.captions([prompt.caption for prompt in prompts]),
-        load_file(path)["features"],
-        "fid_scene_clip" if params.judge == "scenes" else "fid_corpus_clip",
-    )
+    with weights.readable(path, "run `dvc repro -f judge`"):
+        reference = load_file(path)["features"]
+    if len(reference) < FEWEST or len(prompts) < FEWEST:
+        raise ValueError(
+            f"data/raw: {len(prompts)} prompts and {len(reference)} real pictures to compare with, of each the Frechet "
+            f"distance and its standard error need {FEWEST}; raise evaluate.prompts_per_task or prepare's eval share"
+        )
+    clip, judge = clip_judge.load(folder / "clip"), judges.load(params.judge, folder)
+    judge(np.zeros((len(prompts), *BLANK), np.uint8), prompts)  # what cannot be judged ends the run before it draws
+    texts = clip.captions([prompt.caption for prompt in prompts])
+    name = "fid_scene_clip" if params.judge == "scenes" else "fid_corpus_clip"
+    return Court(prompts, judge, clip, texts, reference, name)
+
+
+def judged_by(params: Evaluate, folder: Path, clip: clip_judge.Clip) -> dict[str, Any]:
+    """Returns what the protocol records of the judges: their weights by digest, and how pictures are brought to the
+    size that they take.
+    """
+    weighty = (path for path in sorted(folder.iterdir()) if path.name != "judge.json")
+    return {
+        "kind": params.judge,
+        "digest": storage.digest(folder),
+        "weights": {path.stem: storage.digest(path) for path in weighty},
+        "clip_resize": clip_judge.RESIZE,
+        "clip_preprocessor": clip.preprocessor,
+    } | ({"classifier_resize": classifier.RESIZE} if params.judge == "classes" else {})
 
 
 def enter(outcome: Outcome, court: Court, model: str, steps: str, pictures: np.ndarray) -> None:

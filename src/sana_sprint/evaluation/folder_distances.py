@@ -50,6 +50,13 @@ def pairs(protocol: Distances, folder: Path, root: Path) -> list[Pair]:
         raise ValueError(
             f"pictures: {len(captions)} are too few for FID, fid_pictures_min is {protocol.fid_pictures_min}"
         )
+    rows = min(len(captions), protocol.pairwise_pictures_max)
+    left = rows - -(-rows // GROUPS)  # by the jackknife
+    if left <= protocol.neighbours:
+        raise ValueError(
+            f"pictures: {rows} are too few for precision and recall with {protocol.neighbours} neighbours: without a "
+            f"tenth of them, for the standard error, {left} are left; raise pictures and pairwise_pictures_max"
+        )
     found = []
     for name, one in captions.items():
         drawn, real = (existing(base / one["category"], name) for base in (folder, reference))

@@ -1,7 +1,8 @@
 """Pictures for a protocol by a student, in the layout that is scored: what `sana-sprint sample` draws.
 
 A picture is a file, written whole; a run that was cut short draws the ones that are missing. Its noise depends on seed,
-prompt and number alone, never on batch or order. One process draws in a folder at a time.
+prompt and number alone, never on batch or order. One command draws in a folder at a time, with as many workers as
+SANA_SPRINT_WORKERS says.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import folder_protocol, generate, geneval
+from sana_sprint.evaluation import drawing, folder_protocol, generate, geneval
+from sana_sprint.evaluation.drawing import Order
 from sana_sprint.evaluation.protocol import Prompt
-from sana_sprint.models import networks
 
 if TYPE_CHECKING:
-    from sana_sprint.evaluation.folder_protocol import Distances, Drawn, GenEval
-    from sana_sprint.evaluation.generate import Loaded
+    import numpy as np
+
+    from sana_sprint.evaluation.folder_protocol import Distances, GenEval
 
 DRAWN = "drawn.json"  # beside the pictures: by what they were drawn
 
@@ -46,7 +47,7 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, batch: int, 
         raise ValueError(
             f"{protocol_file}: drawn.times has no list for {steps} steps; it has {sorted(protocol.drawn.times)}"
         )
-    how = {
+    how: dict[str, Any] = {
         "drawn": protocol.drawn.model_dump() | {"times": times},
         "steps": steps,
         "size_px": protocol.size_px.model_dump(),
@@ -56,29 +57,45 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, batch: int, 
         if isinstance(protocol, folder_protocol.GenEval)
         else f"{protocol.reference}/{protocol.captions}"
     )
-    claim(folder, how | {"model": storage.digest(model), "prompts": storage.digest(existing(root / asked))})
+    how |= {"model": storage.digest(generate.checked(model)), "prompts": storage.digest(existing(root / asked))}
+    claim(folder, how)
     if isinstance(protocol, folder_protocol.GenEval):
         targets = geneval_targets(protocol, folder, root)
     else:
         targets = captioned_targets(protocol, folder, root)
-    missing = [target for target in targets if not target.path.is_file()]
-    loaded = generate.load(model, sampling_of(protocol, steps, times), sigma_d_of(model))
-    networks.time_in_float32(loaded.pipe.transformer)  # in bfloat16 the times near pi/2 are one
-    for start in tqdm(range(0, len(missing), batch), desc="sample", mininterval=3):
-        draw(loaded, missing[start : start + batch], steps, protocol.drawn)
-    return len(missing), len(targets)
+    order = Order(
+        folder=model.resolve(),
+        digest=how["model"],
+        network="student",
+        sampling=sampling_of(protocol, steps, times),
+        sigma_d=sigma_d_of(model),
+        steps=steps,
+        seed=protocol.drawn.seed,
+        precision=protocol.drawn.precision,
+        at_once=batch,
+        prompts=[Prompt(one.number, "", one.caption, "", "", {}) for one in targets],
+    )
+    return draw(order, targets), len(targets)
 
 
-def draw(loaded: Loaded, targets: list[Target], steps: int, drawn: Drawn) -> None:
-    """Draws a batch and writes its pictures."""
-    prompts = [Prompt(one.number, "", one.caption, "", "", {}) for one in targets]
-    noises = generate.noises(loaded, prompts, steps, drawn.seed)
-    with torch.autocast(loaded.device.type, torch.bfloat16, enabled=drawn.precision == "bf16-mixed"):
-        pictures = loaded.student([one.caption for one in targets], noises)
-    for target, picture in zip(targets, pictures, strict=True):
-        target.path.parent.mkdir(parents=True, exist_ok=True)
-        with storage.whole_file(target.path) as unfinished:
-            Image.fromarray(picture).save(unfinished, "PNG")
+def draw(order: Order, targets: list[Target]) -> int:
+    """Draws and writes the pictures of an order whose files are missing; returns how many those are."""
+    missing = {target.number: target.path for target in targets if not target.path.is_file()}
+    calls = [call for call in order.calls() if any(prompt.index in missing for prompt in call.prompts)]
+    with drawing.Crew() as crew, tqdm(total=len(missing), desc="sample", mininterval=3) as bar:
+        for call, pictures in crew.draw(calls):
+            for prompt, picture in zip(call.prompts, pictures, strict=True):
+                if prompt.index in missing:
+                    write(missing[prompt.index], picture)
+                    bar.update()
+    return len(missing)
+
+
+def write(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage.whole_file(path) as unfinished:
+        Image.fromarray(picture).save(unfinished, "PNG")
 
 
 def sigma_d_of(model: Path) -> float:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 
-from sana_sprint.evaluation import protocol
+from sana_sprint.evaluation import protocol, weights
 from sana_sprint.maths import sample, trigflow
 from sana_sprint.models import networks
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from sana_sprint.evaluation.protocol import Prompt
 
     Draw = Callable[[Sequence[str], Sequence[Tensor]], np.ndarray]
+
+PARTS = ("transformer", "vae", "text_encoder")
+REMEDY = "run `dvc repro -f` on the stage that makes it, or fetch it again"
 
 
 @dataclass(frozen=True)
@@ -107,18 +111,35 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def checked(folder: Path) -> Path:
+    """Returns the path of a pipeline folder whose files of weights are there and whole, by their headers. Raises
+    ValueError naming the folder, or the file that is not.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: no model_index.json, so no diffusers pipeline; run `dvc repro` to make it")
+    for part in PARTS:
+        files = sorted((folder / part).glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{folder / part}: {weights.LACKING}; {REMEDY}")
+        for file in files:
+            with weights.readable(file, REMEDY), safe_open(file, framework="pt"):
+                pass
+    return folder
+
+
 def load(folder: Path, sampling: Sampling, sigma_d: float) -> Loaded:
-    """Returns a local SanaPipeline or SanaSprintPipeline folder, ready to draw. Raises ValueError naming the
-    folder.
+    """Returns a local SanaPipeline or SanaSprintPipeline folder in float32, ready to draw. Raises ValueError naming the
+    folder when it is none, or when its weights are cut or no safetensors.
     """
     from diffusers import DiffusionPipeline
 
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder}: no model_index.json, so no diffusers pipeline; run `dvc repro` to make it")
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    with weights.readable(checked(folder), REMEDY):
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+        )
     pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
-        part.eval().requires_grad_(False)
+    for part in PARTS:
+        getattr(pipe, part).eval().requires_grad_(False)
     return Loaded(pipe.to(device()), sampling, sigma_d, device())
 
 

@@ -30,22 +30,38 @@ Judge = Callable[[np.ndarray, Sequence[Prompt]], list[Verdict]]  # pictures (N, 
 
 
 def scenes(pictures: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]:
-    """Returns the exact parser's verdicts. Raises ValueError for a prompt without a demand."""
+    """Returns the exact parser's verdicts. Raises ValueError for a prompt without a demand, or with one that the parser
+    does not know.
+    """
     blank = next((prompt.key for prompt in prompts if not prompt.demand), None)
     if blank is not None:
         raise ValueError(f"evaluate.judge: 'scenes' needs a demand in the truth of {blank}; choose classes or none")
+    for prompt in prompts:
+        if odd := scene_parser.unknown(prompt.demand):
+            raise ValueError(
+                f"evaluate.judge: 'scenes' cannot judge {prompt.key} of task {prompt.task!r}, it demands {odd}; "
+                f"mend the caption's truth or choose classes or none"
+            )
     parsed = [scene_parser.parse(picture) for picture in pictures]
     faults = [scene_parser.fault(found, prompt.demand) for found, prompt in zip(parsed, prompts, strict=True)]
     return [Verdict(not fault, fault, [f.seen() for f in found]) for fault, found in zip(faults, parsed, strict=True)]
 
 
 def classes(folder: Path) -> Judge:
-    """Returns the judge that reads a picture as one of the captions its classifier knows."""
+    """Returns the judge that reads a picture as one of the captions its classifier knows. It raises ValueError for a
+    prompt with another caption.
+    """
     from sana_sprint.evaluation import classifier
 
     reader = classifier.load(folder)
 
     def judge(pictures: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]:
+        other = next((prompt for prompt in prompts if prompt.caption not in reader.captions), None)
+        if other is not None:
+            raise ValueError(
+                f"evaluate.judge: 'classes' cannot judge {other.key}, its classifier in {folder} never saw the caption "
+                f"{other.caption!r}; run `dvc repro judge` again or choose none"
+            )
         read = reader.read(pictures)
         faults = [
             "" if caption == p.caption else f"read as {caption}" for caption, p in zip(read, prompts, strict=True)

@@ -102,14 +102,30 @@ def noise(seed: int, prompt: int, step: int, shape: Sequence[int]) -> Tensor:
 
 
 def describe(
-    chosen: Sequence[Prompt], params: Evaluate, sampling: Sampling, sigma_d: float, judge: dict[str, Any]
+    chosen: Sequence[Prompt],
+    params: Evaluate,
+    sampling: Sampling,
+    sigma_d: float,
+    judge: dict[str, Any],
+    at_once: int,
 ) -> dict[str, Any]:
-    """Returns the protocol as JSON types: everything a score depends on but the weights under test."""
+    """Returns the protocol as JSON types: everything a score depends on but the weights under test and their times.
+    `judge` tells of the judges' weights and preprocessing, `at_once` of the pictures in a call of a network.
+    """
     return {
         "prompts": [prompt.public() for prompt in chosen],
+        "demands_sha256": storage.digest_of([prompt.demand for prompt in chosen]),
         "samples": {"pictures": len(chosen), "pictures_per_prompt": 1},
         "seed": params.seed,
-        "noise": "torch.randn from a CPU generator seeded by sha256('seed/prompt/step')",
+        "noise": "torch.randn from a CPU generator seeded by the first 63 bits of sha256('seed/prompt/step'), float32",
+        "precision": {
+            "networks": "float32",
+            "matmul": torch.get_float32_matmul_precision(),
+            "convolutions_tf32": torch.backends.cudnn.allow_tf32,  # on a GPU alone
+            "pictures": "uint8, clamped and rounded",
+            "scores": "float64",
+        },
+        "pictures_a_call": at_once,
         "judge": judge,
         "frechet": "all pictures scored, against the features of the whole eval split; squared distance, "
         "standard error by delete-a-group jackknife over the generated pictures",
@@ -132,9 +148,3 @@ def teacher(sampling: Sampling) -> dict[str, float]:
 def digest(protocol: dict[str, Any]) -> str:
     """Returns the protocol's sha256."""
     return storage.digest_of(protocol)
-
-
-def teacher_digest(protocol: dict[str, Any], sampling: Sampling, weights: str) -> str:
-    """Returns the key of the pictures that a teacher draws by `sampling`: the protocol without what it does not see."""
-    seen = {key: value for key, value in protocol.items() if key not in ("student", "judge", "frechet")}
-    return storage.digest_of(seen | {"teacher": teacher(sampling), "weights": weights})

@@ -43,15 +43,20 @@ class Found:
         return {"label": f"{self.colour} {self.shape}", "box": [left, top, left + self.width, top + self.height]}
 
 
-@lru_cache(maxsize=512)
-def template(shape: str, width: int, height: int) -> np.ndarray:
-    """Returns the boolean mask (height, width) of a shape that fills its box."""
+@lru_cache
+def stencil(shape: str) -> Image.Image:
+    """Returns a shape in grey, large, cut to its box."""
     scene = scenes.Scene("", "", {}, (scenes.Thing(shape, "blue", 32, 32, 32),))
     ink = np.asarray(scenes.draw(scene, 128)).astype(int)
     mask = np.abs(ink - np.array(scenes.BACKGROUND)).sum(-1) > 120
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    return np.asarray(box.convert("L").resize((width, height), Image.Resampling.BOX)) > 127
+    return Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]).convert("L")
+
+
+@lru_cache(maxsize=4096)
+def template(shape: str, width: int, height: int) -> np.ndarray:
+    """Returns the boolean mask (height, width) of a shape that fills its box."""
+    return np.asarray(stencil(shape).resize((width, height), Image.Resampling.BOX)) > 127
 
 
 def parse(picture: np.ndarray) -> list[Found]:
@@ -79,6 +84,21 @@ def match(mask: np.ndarray, box: tuple[slice, slice], colour: str) -> Found:
         overlaps[shape] = float((mask & other).sum() / max((mask | other).sum(), 1))
     shape = max(overlaps, key=overlaps.__getitem__)
     return Found(shape, colour, box[1].start + width / 2, box[0].start + height / 2, width, height, overlaps[shape])
+
+
+def unknown(demand: dict[str, Any]) -> str:
+    """Returns what a caption demands that the parser cannot look for, "" if there is nothing."""
+    objects, relation = demand.get("objects") or [], demand.get("relation")
+    if not objects:
+        return "no objects"
+    for wanted in objects:
+        if wanted.get("shape") not in scenes.SHAPES:
+            return f"shape {wanted.get('shape')!r}"
+        if wanted.get("colour", "red") not in scenes.PALETTE:
+            return f"colour {wanted['colour']!r}"
+    if relation is not None and (relation not in scenes.RELATIONS or len(objects) != 2):
+        return f"relation {relation!r} of {len(objects)} objects"
+    return ""
 
 
 def fault(found: Sequence[Found], demand: dict[str, Any]) -> str:

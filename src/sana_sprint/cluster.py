@@ -1,0 +1,171 @@
+"""Ray, where a stage has workers: a local cluster that is started and stopped here, or the one at RAY_ADDRESS.
+
+Machine settings: SANA_SPRINT_WORKERS (default: the GPUs there are, else 1), RAY_ADDRESS. Ray is imported when a cluster
+is joined, so that a machine with one worker never loads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from sana_sprint import process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    Share = TypeVar("Share")
+    Made = TypeVar("Made")
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",
+}
+RESTARTS = 2  # of the workers, after one of them dies
+
+
+class Place(NamedTuple):
+    """What a stage has of a cluster: workers, whether each has a GPU, and the cores of all machines."""
+
+    workers: int
+    use_gpu: bool
+    cores: int
+
+    @property
+    def cores_each(self) -> int:
+        """The cores that a worker computes with."""
+        return max(1, self.cores // self.workers)
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What Ray is to keep free for a worker, as its resources: a GPU, or a share of the cores."""
+        return {"GPU": 1} if self.use_gpu else {"CPU": min(self.cores_each, self.cores / self.workers)}
+
+
+class Joined:
+    """A context manager that yields a cluster's Place; a cluster started here is stopped at the end. Within another
+    such block the cluster is that one's."""
+
+    def __enter__(self) -> Place:
+        """Joins RAY_ADDRESS or starts a local cluster."""
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        import ray
+
+        self.inner = ray.is_initialized()
+        if not self.inner:
+            self.join()
+        resources = ray.cluster_resources()
+        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        return Place(machine_workers(gpus), gpus > 0, cores)
+
+    @staticmethod
+    def join() -> None:
+        """Connects this process to a cluster. Raises ValueError where RAY_ADDRESS names none."""
+        import ray
+
+        address = os.environ.get("RAY_ADDRESS")
+        sys.stdout.write(f"joining Ray at {address}\n" if address else "starting a local Ray cluster, 20 s or so\n")
+        sys.stdout.flush()
+        if not address:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=False,
+                log_to_driver=True,
+                logging_level="ERROR",
+                runtime_env=worker_environment(address),
+            )
+        except ConnectionError as error:
+            raise ValueError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the cluster, which stops one that was started here."""
+        import ray
+
+        if not self.inner:
+            ray.shutdown()
+
+
+def worker_environment(address: str | None) -> dict[str, Any]:
+    """Returns Ray's runtime_env. Workers of a cluster started here run this interpreter; Ray hands its path to a
+    shell as it stands, so a path with a space in it must come quoted."""
+    here = {} if address else {"py_executable": shlex.quote(sys.executable)}
+    return {"env_vars": QUIET, "worker_process_setup_hook": "sana_sprint.cluster.hush"} | here
+
+
+def hush() -> None:
+    """Settles each of Ray's processes, silences in it the cleaner that warns every second that it finds no dashboard,
+    and tells it which cluster is its own: the cleaner looks for one by itself and dies where it finds two."""
+    import ray
+
+    process.settle()
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(cleaner).setLevel(logging.ERROR)
+
+
+def chosen_workers(default: int) -> int:
+    """Returns SANA_SPRINT_WORKERS, or `default` where it is not set. Raises ValueError when it is no positive
+    number."""
+    chosen = os.environ.get("SANA_SPRINT_WORKERS", str(default))
+    if not chosen.isdigit() or chosen == "0":
+        raise ValueError(f"SANA_SPRINT_WORKERS={chosen}: must be a positive number of workers")
+    return int(chosen)
+
+
+def machine_workers(gpus: int) -> int:
+    """Returns SANA_SPRINT_WORKERS or its default. Raises ValueError when it is no positive number, or more than the
+    GPUs that are to be had: Ray would wait for them for ever."""
+    chosen = chosen_workers(max(gpus, 1))
+    if 0 < gpus < chosen:
+        raise ValueError(f"SANA_SPRINT_WORKERS={chosen}: the cluster has {gpus} GPUs, one for each worker")
+    return chosen
+
+
+def spread(work: Callable[[Share, int], Made], shares: Iterable[Share], place: Place) -> Iterator[tuple[Share, Made]]:
+    """Yields every share with what `work(share, cores)` makes of it on a worker of the cluster that was joined, in the
+    order in which they are done. As many are worked on at once as there are workers; the share of a worker that dies
+    is given to another, RESTARTS times. Raises ValueError with the worker's own line where it fails for good.
+    """
+    import ray
+
+    needs = place.needs
+    remote = ray.remote(num_cpus=needs.get("CPU", 0), num_gpus=needs.get("GPU", 0), max_retries=RESTARTS)(work)
+    running: dict[Any, Share] = {}
+
+    def one_done() -> tuple[Share, Made]:
+        (done,), _ = ray.wait(list(running))
+        return running.pop(done), ray.get(done)
+
+    try:
+        for share in shares:
+            if len(running) == place.workers:
+                yield one_done()
+            running[remote.remote(share, place.cores_each)] = share
+        while running:
+            yield one_done()
+    except ray.exceptions.RayTaskError as error:
+        raise ValueError(root_cause(error)) from error
+    except ray.exceptions.RayError as error:
+        said = root_cause(error)
+        raise ValueError(
+            f"Ray's workers died {RESTARTS + 1} times over one share of the work ({said}); free memory, or lower "
+            f"SANA_SPRINT_WORKERS, and run this again"
+        ) from error
+
+
+def root_cause(error: BaseException) -> str:
+    """Returns the last line of the innermost error, which names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if "Error: " in line and not line.startswith("ray.")]
+    return (raised or lines or [repr(error)])[-1].removeprefix("ValueError: ")

@@ -1,0 +1,120 @@
+"""Evaluation on Ray workers of this machine: their number, their deaths and the batch change no score.
+
+One Ray cluster serves the whole file.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from sana_sprint import cluster, storage
+from sana_sprint.evaluation import drawing, evaluate, folder_draw
+from tests.evaluation.conftest import EVALUATE, SAMPLING
+from tests.evaluation.test_evaluate import timeless
+from tests.evaluation.test_folder_scores import DEMANDS, protocol_file
+
+pytestmark = pytest.mark.e2e
+WAIT_S = 180
+GONE_S = 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def joined():
+    """A cluster that stays up for the whole file, and nothing of which is left after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SANA_SPRINT_WORKERS", "2")
+        with cluster.Joined() as place:
+            below = psutil.Process().children(recursive=True)
+            yield place
+    _, alive = psutil.wait_procs(below, timeout=GONE_S)
+    assert alive == []
+
+
+def at_work(name):
+    """The processes of Ray's that are carrying out a task of this name."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if f"ray::{name}" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
+
+
+def test_two_workers_and_another_batch_give_the_same_scores(outcome, folders, tmp_path):
+    other = EVALUATE.model_copy(update={"batch": 9})
+    again = evaluate.run(other, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
+    assert timeless(again.result) == timeless(outcome.result)
+    assert again.verdicts == outcome.verdicts
+    assert len(list(tmp_path.glob("*/*.png"))) == 6 * 24
+
+
+def test_the_share_of_a_worker_that_is_killed_is_drawn_by_another(outcome, folders, tmp_path):
+    killed = []
+
+    def kill_one():
+        deadline = time.monotonic() + WAIT_S
+        while not killed and time.monotonic() < deadline:
+            if any(tmp_path.glob("*/*.png")):
+                for worker in at_work("drawn_on_worker")[:1]:
+                    worker.kill()
+                    killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    again = evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
+    killer.join()
+    assert killed
+    assert not psutil.pid_exists(killed[0])
+    assert timeless(again.result) == timeless(outcome.result)
+    assert again.verdicts == outcome.verdicts
+
+
+def test_a_fault_on_a_worker_is_told_in_its_own_words(folders, outcome, tmp_path):
+    order = drawing.Order(tmp_path, "none", "student", SAMPLING, 0.5, 1, 1, "float32", 16, outcome.prompts)
+    with (
+        pytest.raises(ValueError, match=r"^/.*: no model_index\.json, so no diffusers pipeline"),
+        drawing.Crew() as crew,
+    ):
+        list(crew.draw(order.calls()))
+
+
+def test_sample_draws_with_two_workers_what_it_draws_with_one(sprint_folder, tmp_path, monkeypatch):
+    (tmp_path / "data/source").mkdir(parents=True)
+    storage.write_text(tmp_path / "data/source/metadata.jsonl", "".join(f"{json.dumps(d)}\n" for d in DEMANDS))
+    protocol = protocol_file(tmp_path, kind="geneval")
+    pictures = []
+    for workers in ("2", "1"):
+        monkeypatch.setenv("SANA_SPRINT_WORKERS", workers)
+        folder = tmp_path / f"by-{workers}"
+        assert folder_draw.run(protocol, sprint_folder, folder, 1, 4, tmp_path) == (6, 6)
+        pictures.append([path.read_bytes() for path in sorted(folder.glob("*/samples/*.png"))])
+    assert pictures[0] == pictures[1]
+    assert len(np.unique(pictures[0])) == 6
+
+
+def test_a_share_that_kills_its_workers_ends_with_one_line(joined):
+    def die(_share, _cores):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ValueError, match=r"^Ray's workers died 3 times over one share .*lower SANA_SPRINT_WORKERS"):
+        list(cluster.spread(die, [0], joined))
+
+
+def test_results_come_with_their_shares_from_as_many_at_once_as_there_are_workers(joined):
+    def begin_and_end(_share, _cores):
+        began = time.time()
+        time.sleep(0.3)
+        return began, time.time()
+
+    found = dict(cluster.spread(begin_and_end, range(5), joined))
+    assert sorted(found) == list(range(5))
+    moments = [began for began, _ in found.values()]
+    assert max(sum(began <= at < ended for began, ended in found.values()) for at in moments) <= 2
