@@ -1,5 +1,5 @@
-"""MLflow stores that tests of every folder share, made once: an empty sqlite file to copy, and a real server with users.
-tests/conftest.py makes the fixtures known."""
+"""MLflow stores that tests of every folder share, made once: an empty sqlite file to copy, and a real server with
+users. tests/conftest.py makes the fixtures known."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 import urllib.request
 
 import pytest
+from cryptography.fernet import Fernet
 
 from sana_sprint.registry import store
 
@@ -43,7 +44,14 @@ def team_server(tmp_path_factory, empty_store):
         f"admin_password = {PASSWORD}\nauth_cache_ttl_seconds = 600\n"  # else every request hashes it anew
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    settings = {"MLFLOW_AUTH_CONFIG_PATH": str(place / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-tests"}
+    settings = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(place / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-tests",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+    }
     port, log = free_port(), place / "server.log"
     words = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", str(place / "artifacts")]
     words += ["--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]

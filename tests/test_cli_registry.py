@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sana_sprint import cli
-from sana_sprint.registry import store, versions
+from sana_sprint.registry import history, moves, store, versions
 from tests.registry.conftest import NAME, SIZE, Model, evaluation, registered, repository, server
 from tests.test_cli import call, refused
 
@@ -105,6 +105,20 @@ def test_audit_refuses_with_the_entry_that_was_changed(model):
     (told,) = parsed("audit", code=3)
     assert told["faults"][0]["entry"] == 1
     assert "unreadable: see `sana-sprint audit`" in call("history")
+
+
+def test_audit_tells_of_a_move_that_was_left_in_the_middle_and_finishes_it_when_asked(model, monkeypatch):
+    for _ in range(2):
+        model.add()
+    call("promote", "--version", "1")
+    chain = history.read(model.server, NAME)
+    history.append(model.server, chain, history.content("promote", "1", "2", "left", previous="1", weights={}))
+    told = refused("audit", code=3)
+    assert "entry 2 was not carried out: the next `promote` or `rollback` finishes it, as does `audit --finish`" in told
+    assert model.alias() == "1"
+    monkeypatch.setattr(moves, "PATIENCE_S", 0.2)  # the process that left it is this one, which lives
+    assert f"{NAME}: 2 entries, 0 faults" in call("audit", "--finish")
+    assert (model.alias(), model.alias("previous")) == ("2", "1")
 
 
 def test_the_events_of_before_there_were_entries_are_listed(model):

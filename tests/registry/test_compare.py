@@ -135,6 +135,8 @@ def test_versions_and_files_are_compared(registered, tmp_path):
     assert "+0.100 ± 0.028" in told
     written(tmp_path / "own.json", evaluation(0.2, 0.5))
     assert "-0.200" in call("compare", f"models:/{NAME}@challenger", str(tmp_path / "own.json"))
-    assert "no such version" in refused("compare", f"models:/{NAME}/7", str(tmp_path / "own.json"))
+    assert "there is no version 7; there are: 2, 1" in refused(
+        "compare", f"models:/{NAME}/7", str(tmp_path / "own.json")
+    )
     written(tmp_path / "none.json", {"scores": {}})
     assert "none.json: no evaluation there" in refused("compare", str(tmp_path / "none.json"), f"models:/{NAME}/1")

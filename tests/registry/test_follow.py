@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sana_sprint.registry import follow, history, promote, webhook
+from sana_sprint.registry import follow, history, promote, store, webhook
 from tests.registry.conftest import NAME, ROOT, Model, evaluation
 from tests.registry.test_promote import promoted
 from tests.test_cli import call, refused
@@ -122,6 +122,23 @@ def test_the_signature_is_that_of_the_conventions_published_example():
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}'
     )
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_servers_own_webhook_tells_of_a_promotion_and_is_verified_alike(team_server, anna, receiver, rules, tmp_path):
+    made = store.client(team_server)
+    model = Model(made, f"hooked-{tmp_path.name}", tmp_path)
+    model.add()
+    hook = made.create_webhook(model.name, receiver.url, ["model_version_alias.created"], secret=SECRET)
+    time.sleep(1.5)  # the server's list of webhooks is a second old at most
+    promoted(model, rules)
+    deadline = time.monotonic() + 30
+    while not receiver.got and time.monotonic() < deadline:
+        time.sleep(0.2)
+    made.delete_webhook(hook.webhook_id)
+    event = next(event for event in receiver.events() if event["data"]["alias"] == "champion")
+    assert (event["action"], event["data"]["name"], event["data"]["version"]) == ("created", model.name, "1")
+    assert all(webhook.verified(SECRET, headers, body) for headers, body in receiver.got)
+    assert not any(webhook.verified("another", headers, body) for headers, body in receiver.got)
 
 
 def test_a_receiver_that_is_away_gets_the_event_later_under_the_same_id(champion, rules, receiver):

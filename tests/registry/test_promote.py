@@ -202,6 +202,12 @@ def test_a_verdict_is_void_once_other_hands_have_moved_the_alias(three, rules):
     assert len(told(three)) == 3
 
 
+def test_a_straggler_that_moves_the_aliases_late_leaves_them_where_the_newest_entry_says(three):
+    chain = history.read(three.server, three.name)
+    moves.carry_out(three.server, chain, chain.entries[1])
+    assert aliases(three) == ("3", "2")
+
+
 @pytest.mark.parametrize("at", ["champion", "previous", "mark"])
 def test_a_move_whose_process_died_in_the_middle_is_finished_by_the_next_command(three, rules, monkeypatch, at):
     """The process dies after the entry, after the first alias, or after the second: here it is an exception that

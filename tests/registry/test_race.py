@@ -14,6 +14,7 @@ import pytest
 from sana_sprint.registry import audit, history, promote, store
 from tests.registry.conftest import ROOT, Model
 from tests.registry.test_promote import aliases, promoted
+from tests.stores import PASSWORD
 
 ROUNDS = {"sqlite": 12, "http": 5}  # a server answers more slowly
 WORKER = """
@@ -21,7 +22,7 @@ import json, os, signal, sys
 from pathlib import Path
 from sana_sprint.registry import history, moves, policy, promote, store
 
-server, name, rules = store.client(sys.argv[1]), sys.argv[2], policy.load(Path(sys.argv[3]))
+server, rules = store.client(sys.argv[1]), policy.load(Path("mlflow/promotion.yaml"))
 append, carry_out = history.append, moves.carry_out
 
 def together(*words):
@@ -33,7 +34,7 @@ def dies(*words):
     os.kill(os.getpid(), signal.SIGKILL)
 
 for line in sys.stdin:
-    how, number = line.split()
+    how, name, number = line.split()
     history.append = together if how == "together" else append
     moves.carry_out = dies if how == "die" else carry_out
     try:
@@ -50,14 +51,13 @@ for line in sys.stdin:
 class Person:
     """A process that promotes when it is told to."""
 
-    def __init__(self, model, user):
-        words = [sys.executable, "-c", WORKER, model.server.tracking_uri, model.name, "mlflow/promotion.yaml"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "USER": user}
+    def __init__(self, uri, user):
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "LOGNAME": user}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER, uri], cwd=ROOT, env=environment, **pipes)
 
-    def say(self, line):
-        self.process.stdin.write(f"{line}\n")
+    def say(self, *words):
+        self.process.stdin.write(f"{' '.join(words)}\n")
         self.process.stdin.flush()
 
     def hear(self):
@@ -67,16 +67,25 @@ class Person:
         return json.loads(self.hear())
 
 
-@pytest.fixture
-def people():
-    """Returns a function that starts processes on a model; they are gone after the test."""
-    started = []
+@pytest.fixture(scope="module", params=["sqlite", "server"])
+def uri(request, tmp_path_factory, empty_store):
+    """The address of a sqlite store, then of a real server with its user in the environment."""
+    if request.param == "sqlite":
+        place = tmp_path_factory.mktemp("contested") / "mlflow.db"
+        shutil.copy(empty_store, place)
+        yield f"sqlite:///{place}"
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+            yield request.getfixturevalue("team_server")
 
-    def start(model, *users):
-        started.extend(Person(model, user) for user in users)
-        return started
 
-    yield start
+@pytest.fixture(scope="module")
+def people(uri):
+    """Three processes on one store."""
+    started = [Person(uri, user) for user in ("bob", "carol", "dave")]
+    yield started
     for person in started:
         person.process.kill()
         person.process.wait()
@@ -84,20 +93,14 @@ def people():
         person.process.stdout.close()
 
 
-@pytest.fixture(params=["sqlite", "server"])
-def contested(request, tmp_path, empty_store, monkeypatch):
-    """A model of four equal versions, the first of them champion, in either store."""
-    if request.param == "sqlite":
-        shutil.copy(empty_store, tmp_path / "mlflow.db")
-        uri = f"sqlite:///{tmp_path}/mlflow.db"
-    else:
-        request.getfixturevalue("anna")
-        uri = request.getfixturevalue("team_server")
+@pytest.fixture
+def contested(uri, tmp_path, rules):
+    """A model of four equal versions, the first of them champion."""
     (tmp_path / "versions").mkdir()
-    made = Model(store.client(uri), f"contested-{request.param}-{time.time_ns()}", tmp_path / "versions")
+    made = Model(store.client(uri), f"contested-{time.time_ns()}", tmp_path / "versions")
     for _ in range(4):
         made.add()
-    promoted(made, request.getfixturevalue("rules"), "1")
+    promoted(made, rules, "1")
     return made
 
 
@@ -106,12 +109,12 @@ def rounds(model):
 
 
 def test_of_two_that_judged_the_same_champion_exactly_one_moves_it(contested, people):
-    both, number_of = people(contested, "bob", "carol"), rounds(contested)
+    both, number_of = people[:2], rounds(contested)
     champion = "1"
     for _ in range(number_of):
         numbers = [number for number in ("1", "2", "3", "4") if number != champion][:2]
         for person, number in zip(both, numbers, strict=True):
-            person.say(f"together {number}")
+            person.say("together", contested.name, number)
         assert [person.hear() for person in both] == ["judged", "judged"]
         for person in both:
             person.say("go")
@@ -128,11 +131,11 @@ def test_of_two_that_judged_the_same_champion_exactly_one_moves_it(contested, pe
 
 
 def test_three_that_move_and_roll_back_as_they_like_leave_a_whole_history(contested, people):
-    three, number_of = people(contested, "bob", "carol", "dave"), rounds(contested)
+    number_of = rounds(contested)
     for turn in range(number_of):
-        for place, person in enumerate(three):
-            person.say("freely back" if (turn + place) % 4 == 0 else f"freely {(turn + place) % 4 + 1}")
-    answers = [person.answer() for _ in range(number_of) for person in three]
+        for place, person in enumerate(people):
+            person.say("freely", contested.name, str((turn + place) % 4 + 1) if (turn + place) % 4 else "back")
+    answers = [person.answer() for _ in range(number_of) for person in people]
     moved = [answer for answer in answers if answer.get("moved")]
     chain, faults = audit.audit(contested.server, contested.name)
     assert faults == []
@@ -141,8 +144,8 @@ def test_three_that_move_and_roll_back_as_they_like_leave_a_whole_history(contes
 
 
 def test_what_a_killed_process_left_is_finished_at_once_by_the_next(contested, people, rules):
-    (bob,) = people(contested, "bob")
-    bob.say("die 2")
+    bob = people[0]
+    bob.say("die", contested.name, "2")
     assert bob.process.wait(60) == -signal.SIGKILL
     assert aliases(contested) == ("1", None)
     _, (fault,) = audit.audit(contested.server, contested.name)

@@ -11,6 +11,7 @@ before the aliases move, so a process that dies in the middle leaves an entry th
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -135,7 +136,7 @@ def line(content: dict[str, Any]) -> str:
 
 def who() -> str:
     """Returns who is at work: MLFLOW_TRACKING_USERNAME, else user@host of the system."""
-    return os.environ.get("MLFLOW_TRACKING_USERNAME", "").strip() or f"{lineage.user()}@{socket.gethostname()}"
+    return os.environ.get("MLFLOW_TRACKING_USERNAME", "").strip() or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def now() -> str:

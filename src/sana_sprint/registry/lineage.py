@@ -177,8 +177,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def user() -> str:
-    """Returns the name of the user at work, for the history of promotions."""
-    return os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"

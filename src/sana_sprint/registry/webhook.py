@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 SECRET = "SANA_SPRINT_WEBHOOK_SECRET"
 PREFIX = "whsec_"
 TOLERANCE_S = 300
+HEADERS = (
+    ("webhook-id", "x-mlflow-delivery-id"),
+    ("webhook-timestamp", "x-mlflow-timestamp"),
+    ("webhook-signature", "x-mlflow-signature"),
+)
 TIMEOUT_S = 15.0
 
 
@@ -45,23 +50,19 @@ def signature(shared: str, message_id: str, timestamp: str, body: bytes) -> str:
 def headers(shared: str, message_id: str, body: bytes) -> dict[str, str]:
     """Returns the headers of a message that is signed now."""
     timestamp = str(int(time.time()))
-    return {
-        "content-type": "application/json",
-        "webhook-id": message_id,
-        "webhook-timestamp": timestamp,
-        "webhook-signature": signature(shared, message_id, timestamp, body),
-    }
+    values = (message_id, timestamp, signature(shared, message_id, timestamp, body))
+    signed = {ours: value for (ours, _), value in zip(HEADERS, values, strict=True)}
+    return {"content-type": "application/json"} | signed
 
 
 def verified(shared: str, told: Mapping[str, str], body: bytes) -> bool:
-    """Tells whether a message, with its headers in lower case, is signed with the secret and no older than five
-    minutes; what a receiver in Python asks."""
-    stamp = told.get("webhook-timestamp", "")
+    """Tells whether a message, with its headers in lower case, is signed with the secret and no older than five minutes,
+    one of ours or of an MLflow server's own webhooks; what a receiver in Python asks."""
+    message_id, stamp, given = (told.get(ours) or told.get(mlflows, "") for ours, mlflows in HEADERS)
     if not stamp.isdigit() or abs(time.time() - int(stamp)) > TOLERANCE_S:
         return False
-    wanted = signature(shared, told.get("webhook-id", ""), stamp, body)
-    given = told.get("webhook-signature", "").split(" ")
-    return any(hmac.compare_digest(one.encode(), wanted.encode()) for one in given)
+    wanted = signature(shared, message_id, stamp, body)
+    return any(hmac.compare_digest(one.encode(), wanted.encode()) for one in given.split(" "))
 
 
 def post(url: str, shared: str, message_id: str, body: bytes) -> str | None:
