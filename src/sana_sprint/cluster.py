@@ -10,16 +10,15 @@ import logging
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from sana_sprint import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    Share = TypeVar("Share")
-    Made = TypeVar("Made")
-
+Share = TypeVar("Share")
+Made = TypeVar("Made")
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -132,36 +131,70 @@ def machine_workers(gpus: int) -> int:
     return chosen
 
 
-def spread(work: Callable[[Share, int], Made], shares: Iterable[Share], place: Place) -> Iterator[tuple[Share, Made]]:
-    """Yields every share with what `work(share, cores)` makes of it on a worker of the cluster that was joined, in the
-    order in which they are done. As many are worked on at once as there are workers; the share of a worker that dies
-    is given to another, RESTARTS times. Raises ValueError with the worker's own line where it fails for good.
-    """
-    import ray
+class Worker(Generic[Share, Made]):
+    """What one worker runs: `begin`, told how many cores it has, and what that returns for each share."""
 
-    needs = place.needs
-    remote = ray.remote(num_cpus=needs.get("CPU", 0), num_gpus=needs.get("GPU", 0), max_retries=RESTARTS)(work)
-    running: dict[Any, Share] = {}
+    def __init__(self, begin: Callable[[int], Callable[[Share], Made]], cores: int) -> None:
+        self.work = begin(cores)
 
-    def one_done() -> tuple[Share, Made]:
-        (done,), _ = ray.wait(list(running))
-        return running.pop(done), ray.get(done)
+    def carry_out(self, share: Share) -> Made:
+        """Returns what the work makes of a share."""
+        return self.work(share)
 
-    try:
-        for share in shares:
-            if len(running) == place.workers:
-                yield one_done()
-            running[remote.remote(share, place.cores_each)] = share
-        while running:
-            yield one_done()
-    except ray.exceptions.RayTaskError as error:
-        raise ValueError(root_cause(error)) from error
-    except ray.exceptions.RayError as error:
-        said = root_cause(error)
-        raise ValueError(
-            f"Ray's workers died {RESTARTS + 1} times over one share of the work ({said}); free memory, or lower "
-            f"SANA_SPRINT_WORKERS, and run this again"
-        ) from error
+
+class Workers(Generic[Share, Made]):
+    """A context manager: as many workers of a cluster that was joined as its Place says, each with its GPU or its share
+    of the cores. One that dies is started again, and its share is given out again, RESTARTS times."""
+
+    def __init__(self, begin: Callable[[int], Callable[[Share], Made]], place: Place) -> None:
+        self.begin, self.place = begin, place
+
+    def __enter__(self) -> Workers[Share, Made]:
+        """Starts the workers."""
+        import ray
+
+        needs, number = self.place.needs, self.place.workers
+        again = {"max_restarts": -1, "max_task_retries": RESTARTS}
+        remote = ray.remote(num_cpus=needs.get("CPU", 0), num_gpus=needs.get("GPU", 0), **again)(Worker)
+        self.idle: list[Any] = [remote.remote(self.begin, self.place.cores_each) for _ in range(number)]
+        self.busy: dict[Any, tuple[Any, Share]] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the workers, whatever they are at."""
+        import ray
+
+        for worker in (*self.idle, *(worker for worker, _ in self.busy.values())):
+            ray.kill(worker)
+
+    def spread(self, shares: Iterable[Share]) -> Iterator[tuple[Share, Made]]:
+        """Yields every share with what was made of it, in the order in which they are done. Raises ValueError with the
+        worker's own line where one fails for good."""
+        import ray
+
+        try:
+            for share in shares:
+                if not self.idle:
+                    yield self._one_done()
+                worker = self.idle.pop()
+                self.busy[worker.carry_out.remote(share)] = (worker, share)
+            while self.busy:
+                yield self._one_done()
+        except ray.exceptions.RayTaskError as error:
+            raise ValueError(root_cause(error)) from error
+        except ray.exceptions.RayError as error:
+            raise ValueError(
+                f"Ray's workers died {RESTARTS + 1} times over one share of the work ({root_cause(error)}); free "
+                f"memory, or lower SANA_SPRINT_WORKERS, and run this again"
+            ) from error
+
+    def _one_done(self) -> tuple[Share, Made]:
+        import ray
+
+        (done,), _ = ray.wait(list(self.busy))
+        worker, share = self.busy.pop(done)
+        self.idle.append(worker)
+        return share, ray.get(done)
 
 
 def root_cause(error: BaseException) -> str:

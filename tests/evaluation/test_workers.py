@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from sana_sprint import cluster, storage
-from sana_sprint.evaluation import drawing, evaluate, folder_draw
+from sana_sprint.evaluation import evaluate, folder_draw
 from tests.evaluation.conftest import EVALUATE, SAMPLING
 from tests.evaluation.test_evaluate import timeless
 from tests.evaluation.test_folder_scores import DEMANDS, protocol_file
@@ -63,7 +63,7 @@ def test_the_share_of_a_worker_that_is_killed_is_drawn_by_another(outcome, folde
         deadline = time.monotonic() + WAIT_S
         while not killed and time.monotonic() < deadline:
             if any(tmp_path.glob("*/*.png")):
-                for worker in at_work("drawn_on_worker")[:1]:
+                for worker in at_work("Worker.carry_out")[:1]:
                     worker.kill()
                     killed.append(worker.pid)
 
@@ -75,15 +75,6 @@ def test_the_share_of_a_worker_that_is_killed_is_drawn_by_another(outcome, folde
     assert not psutil.pid_exists(killed[0])
     assert timeless(again.result) == timeless(outcome.result)
     assert again.verdicts == outcome.verdicts
-
-
-def test_a_fault_on_a_worker_is_told_in_its_own_words(folders, outcome, tmp_path):
-    order = drawing.Order(tmp_path, "none", "student", SAMPLING, 0.5, 1, 1, "float32", 16, outcome.prompts)
-    with (
-        pytest.raises(ValueError, match=r"^/.*: no model_index\.json, so no diffusers pipeline"),
-        drawing.Crew() as crew,
-    ):
-        list(crew.draw(order.calls()))
 
 
 def test_sample_draws_with_two_workers_what_it_draws_with_one(sprint_folder, tmp_path, monkeypatch):
@@ -101,20 +92,34 @@ def test_sample_draws_with_two_workers_what_it_draws_with_one(sprint_folder, tmp
 
 
 def test_a_share_that_kills_its_workers_ends_with_one_line(joined):
-    def die(_share, _cores):
+    def die(_share):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(ValueError, match=r"^Ray's workers died 3 times over one share .*lower SANA_SPRINT_WORKERS"):
-        list(cluster.spread(die, [0], joined))
+    told = r"^Ray's workers died 3 times over one share .*lower SANA_SPRINT_WORKERS"
+    with cluster.Workers(lambda _: die, joined) as workers, pytest.raises(ValueError, match=told):
+        list(workers.spread([0]))
 
 
 def test_results_come_with_their_shares_from_as_many_at_once_as_there_are_workers(joined):
-    def begin_and_end(_share, _cores):
+    def begin_and_end(_share):
         began = time.time()
         time.sleep(0.3)
         return began, time.time()
 
-    found = dict(cluster.spread(begin_and_end, range(5), joined))
+    with cluster.Workers(lambda _: begin_and_end, joined) as workers:
+        found = dict(workers.spread(range(5)))
     assert sorted(found) == list(range(5))
     moments = [began for began, _ in found.values()]
     assert max(sum(began <= at < ended for began, ended in found.values()) for at in moments) <= 2
+
+
+def test_a_fault_on_a_worker_is_told_in_its_own_words_and_not_tried_again(joined, tmp_path):
+    def fail(share):
+        with (tmp_path / "tries").open("a") as tries:
+            tries.write(".")
+        raise ValueError(f"data/models/{share}: no model_index.json")
+
+    told = pytest.raises(ValueError, match=r"^data/models/teacher: no model_index\.json$")
+    with cluster.Workers(lambda _: fail, joined) as workers, told:
+        list(workers.spread(["teacher"]))
+    assert (tmp_path / "tries").read_text() == "."

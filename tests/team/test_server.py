@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from sana_sprint.registry import store
 from tests.team import parts
 
 pytestmark = pytest.mark.e2e
@@ -90,6 +91,15 @@ def test_a_wrong_password_and_no_user_write_nothing(team):
     assert ask(team, "/api/2.0/mlflow/experiments/search?max_results=1") == 401
     assert ask(team, "/health") == 200
     assert team.postgres.rows("select count(*) from experiments") == before
+
+
+def test_a_wrong_password_is_told_in_one_line_and_not_waited_for(team):
+    wrong = mock.patch.dict(team.passwords, {"ada": "wrong"})
+    refused = pytest.raises(ValueError, match=r"refuses you .* set MLFLOW_TRACKING_USERNAME")
+    with wrong, team.member("ada"), refused as error:
+        store.patiently(team.uri, lambda: store.client.__wrapped__(team.uri))
+    assert not isinstance(error.value, store.Away)
+    assert "wrong" not in str(error.value).replace(team.uri, "")
 
 
 def test_a_member_makes_no_users(team):
@@ -175,6 +185,13 @@ def test_the_server_refuses_settings_that_leave_a_door_open(team, name, value, t
     assert line.startswith(f"error: mlflow/serve.sh: {name} ")
     assert told in line
     assert "hunter2" not in line
+
+
+def test_the_bucket_is_made_once(team):
+    address = "s3://another-bucket/mlflow"
+    for told in ("bucket another-bucket made", "bucket another-bucket is there"):
+        assert told in team.run("python", "mlflow/make_bucket.py", MLFLOW_DEFAULT_ARTIFACT_ROOT=address)
+    assert (team.buckets / "another-bucket").is_dir()
 
 
 def test_every_setting_is_explained_in_a_line():

@@ -18,7 +18,7 @@ from sana_sprint.evaluation import generate
 from sana_sprint.models import networks, threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -32,7 +32,6 @@ AT_ONCE_MOST = 16  # beyond it a CPU gains nothing on small pictures
 PIXELS_AT_ONCE = 4 * 1024**2
 
 _opened: dict[str, Loaded] = {}  # the pipeline that this process drew with last, by its folder's digest
-_settled: list[int] = []  # the cores that this process was told to compute with, once
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,10 @@ def drawn(call: Order) -> np.ndarray:
         return draw([prompt.caption for prompt in call.prompts], noises)
 
 
-def drawn_on_worker(call: Order, cores: int) -> np.ndarray:
-    """Returns `drawn` of a call, in a process of Ray's that may use these cores."""
-    if cores not in _settled:
-        threads.use_fastest(cores)
-        _settled[:] = [cores]
-    return drawn(call)
+def begin(cores: int) -> Callable[[Order], np.ndarray]:
+    """Returns `drawn`, for a process of Ray's that may use these cores."""
+    threads.use_fastest(cores)
+    return drawn
 
 
 class Crew:
@@ -98,7 +95,7 @@ class Crew:
     def __init__(self) -> None:
         self.workers = cluster.chosen_workers(max(torch.cuda.device_count(), 1))
         self.stack = ExitStack()
-        self.place: cluster.Place | None = None
+        self.hands: cluster.Workers[Order, np.ndarray] | None = None
 
     def __enter__(self) -> Crew:
         """Returns the crew."""
@@ -116,5 +113,7 @@ class Crew:
             for call in calls:
                 yield call, drawn(call)
         elif calls:
-            self.place = self.place or self.stack.enter_context(cluster.Joined())
-            yield from cluster.spread(drawn_on_worker, calls, self.place)
+            if self.hands is None:
+                place = self.stack.enter_context(cluster.Joined())
+                self.hands = self.stack.enter_context(cluster.Workers(begin, place))
+            yield from self.hands.spread(calls)

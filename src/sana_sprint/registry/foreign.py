@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import lineage, trust
+from sana_sprint.registry import history, trust
 from sana_sprint.registry.register import Student
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def student(folder: Path, name: str, licence: str, description: str, scores: Pat
     if absent:
         raise ValueError(f"{scores}: keys {absent} are missing; name evaluate's JSON, or leave --scores out")
     evaluation = {"size": "elsewhere", "times": how["times"]} | evaluation
-    made = {"made": "elsewhere", "registered_by": lineage.user()}
+    made = {"made": "elsewhere", "registered_by": history.who()}
     return Student(folder, name, evaluation, scores, how, licence, description, made, {})
 
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sana_sprint.registry import lineage
@@ -77,9 +77,8 @@ def unreachable(uri: str, reason: object) -> ValueError:
 
 def _status(error: object) -> int:
     """Returns the HTTP status of an MLflow error, 0 for another."""
-    from mlflow.exceptions import MlflowException
-
-    return int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0
+    loaded: Any = sys.modules.get("mlflow.exceptions")
+    return int(error.get_http_status_code()) if loaded and isinstance(error, loaded.MlflowException) else 0
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -56,8 +56,8 @@ def headers(shared: str, message_id: str, body: bytes) -> dict[str, str]:
 
 
 def verified(shared: str, told: Mapping[str, str], body: bytes) -> bool:
-    """Tells whether a message, with its headers in lower case, is signed with the secret and no older than five minutes,
-    one of ours or of an MLflow server's own webhooks; what a receiver in Python asks."""
+    """Tells whether a message, with its headers in lower case, is signed with the secret and no older than five
+    minutes, one of ours or of an MLflow server's own webhooks; what a receiver in Python asks."""
     message_id, stamp, given = (told.get(ours) or told.get(mlflows, "") for ours, mlflows in HEADERS)
     if not stamp.isdigit() or abs(time.time() - int(stamp)) > TOLERANCE_S:
         return False
