@@ -48,15 +48,7 @@ def at_work(name):
     return found
 
 
-def test_two_workers_and_another_batch_give_the_same_scores(outcome, folders, tmp_path):
-    other = EVALUATE.model_copy(update={"batch": 9})
-    again = evaluate.run(other, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
-    assert timeless(again.result) == timeless(outcome.result)
-    assert again.verdicts == outcome.verdicts
-    assert len(list(tmp_path.glob("*/*.png"))) == 6 * 24
-
-
-def test_the_share_of_a_worker_that_is_killed_is_drawn_by_another(outcome, folders, tmp_path):
+def test_two_workers_one_of_which_is_killed_and_another_batch_give_the_same_scores(outcome, folders, tmp_path):
     killed = []
 
     def kill_one():
@@ -69,12 +61,14 @@ def test_the_share_of_a_worker_that_is_killed_is_drawn_by_another(outcome, folde
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    again = evaluate.run(EVALUATE, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
+    other = EVALUATE.model_copy(update={"batch": 9})
+    again = evaluate.run(other, SAMPLING, 0.5, dataclasses.replace(folders, cache=tmp_path), "small")
     killer.join()
     assert killed
     assert not psutil.pid_exists(killed[0])
     assert timeless(again.result) == timeless(outcome.result)
     assert again.verdicts == outcome.verdicts
+    assert len(list(tmp_path.glob("*/*.png"))) == 6 * 24
 
 
 def test_sample_draws_with_two_workers_what_it_draws_with_one(sprint_folder, tmp_path, monkeypatch):
@@ -119,7 +113,7 @@ def test_a_fault_on_a_worker_is_told_in_its_own_words_and_not_tried_again(joined
             tries.write(".")
         raise ValueError(f"data/models/{share}: no model_index.json")
 
-    told = pytest.raises(ValueError, match=r"^data/models/teacher: no model_index\.json$")
-    with cluster.Workers(lambda _: fail, joined) as workers, told:
+    told = r"^data/models/teacher: no model_index\.json$"
+    with cluster.Workers(lambda _: fail, joined) as workers, pytest.raises(ValueError, match=told):
         list(workers.spread(["teacher"]))
     assert (tmp_path / "tries").read_text() == "."
