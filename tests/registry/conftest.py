@@ -135,7 +135,8 @@ class Model:
         """A server takes no local folder for a source: there the files are uploaded."""
         if self.server.tracking_uri.startswith("sqlite"):
             return self.server.create_model_version(self.name, root.as_uri(), tags=tags)
-        run_id = self.server.create_run("0").info.run_id
+        experiment = store.experiment(self.server, self.server.tracking_uri, "demo")
+        run_id = self.server.create_run(experiment).info.run_id
         self.server.log_artifacts(run_id, str(root), "model")
         return self.server.create_model_version(self.name, f"runs:/{run_id}/model", run_id, tags=tags)
 

@@ -219,7 +219,7 @@ def test_tasks_in_hundreds_of_captions_go_through_the_tags(folder, rules):
     ("before", "after", "told"),
     [
         ("margin_se: 1.0", "margin_sd: 1.0", r"judges\.scenes\.champion\.metrics\.overall\.margin_sd: Extra inputs"),
-        ("    size_mb: null\n", "", r"judges\.scenes\.size_mb: missing"),
+        ("    size_mb: null\n", "", r"judges\.classes\.size_mb: missing"),
         ("better: higher", "better: up", r"metrics\.overall\.better: Input should be 'higher' or 'lower'"),
         (
             "licences: [Apache-2.0, MIT, BSD-3-Clause, CC0-1.0, CC-BY-4.0]",

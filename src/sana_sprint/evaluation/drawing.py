@@ -82,7 +82,12 @@ def drawn(call: Order) -> np.ndarray:
 
 
 def begin(cores: int) -> Callable[[Order], np.ndarray]:
-    """Returns `drawn`, for a process of Ray's that may use these cores."""
+    """Returns `drawn`, for a process of Ray's that may use these cores and whose progress bars nobody wants."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     threads.use_fastest(cores)
     return drawn
 
