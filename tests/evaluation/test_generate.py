@@ -79,3 +79,10 @@ def test_pixels_are_clamped_and_rounded():
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"model_index\.json"):
         generate.load(tmp_path / "student", SAMPLING, 0.5)
+
+
+def test_a_folder_of_bfloat16_is_drawn_in_float32_as_the_protocol_says(sprint_folder, tmp_path):
+    pipe = generate.load(sprint_folder, SAMPLING, 0.5).pipe.to(torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "half")
+    loaded = generate.load(tmp_path / "half", SAMPLING, 0.5).pipe
+    assert {p.dtype for part in generate.PARTS for p in getattr(loaded, part).parameters()} == {torch.float32}

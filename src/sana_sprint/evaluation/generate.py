@@ -135,7 +135,7 @@ def load(folder: Path, sampling: Sampling, sigma_d: float) -> Loaded:
 
     with weights.readable(checked(folder), REMEDY):
         pipe = DiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
     pipe.set_progress_bar_config(disable=True)
     for part in PARTS:
