@@ -18,7 +18,9 @@ PER_SIZE = {"prune", "convert", "distill", "schedule", "evaluate", "register"}
 MATHS = sorted((SOURCE / PACKAGE / "maths").glob("[!_]*.py"))
 CODE = sorted([*SOURCE.rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 LIBRARY = sorted(
-    p for p in (SOURCE / PACKAGE).rglob("*.py") if p.name not in {"config.py", "cli.py", "cli_registry.py"}
+    p
+    for p in (SOURCE / PACKAGE).rglob("*.py")
+    if p.name not in {"config.py", "cli.py", "cli_lineage.py", "cli_registry.py"}
 )
 
 
