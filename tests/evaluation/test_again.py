@@ -8,7 +8,7 @@ import pytest
 
 from sana_sprint import config, storage
 from sana_sprint.evaluation import again
-from sana_sprint.registry import history, measured, register, track
+from sana_sprint.registry import history, lineage, measured, register, track
 from tests.evaluation.conftest import EVALUATE, SAMPLING
 from tests.registry.conftest import NAME, SIZE, repository, server
 from tests.test_cli import call, refused
@@ -53,7 +53,8 @@ def test_the_same_weights_get_the_same_scores_under_the_same_digest(place, folde
     seen = []
     found = again.run(EVALUATE, SAMPLING, 0.5, folder, place, SIZE, seen.append)
     assert seen == [found["protocol_digest"]] == [outcome.result["protocol_digest"]]
-    assert found["scores"]["student"] == outcome.result["scores"]["student"]
+    scores, before = (lineage.flat(one["scores"]["student"]) for one in (found, outcome.result))
+    assert scores == pytest.approx(before, abs=1e-5)  # another number of threads rounds otherwise
     assert set(found["scores"]) == {"student"}
     assert set(found["latency"]["student"]) == {"1", "2", "3", "4"}
 

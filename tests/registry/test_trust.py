@@ -46,8 +46,19 @@ def test_what_torch_saves_is_refused_whatever_it_is_called(folder):
     assert "extra.safetensors: holds pickle" in refused(folder)
 
 
-@pytest.mark.parametrize("name", ["pipeline.py", "vae/hook.so", "old.pkl", "weights.h5"])
+def test_the_registered_models_own_code_passes_where_it_belongs(folder):
+    for name in ("sprint_model.py", "__pycache__/sprint_model.cpython-311.pyc"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    trust.check(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pipeline.py", "vae/hook.so", "old.pkl", "weights.h5", "vae/sprint_model.py", "__pycache__/x.cpython-311.pyc"],
+)
 def test_files_of_other_kinds_are_refused(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("x")
     assert f"{name}: no kind of file" in refused(folder)
 

@@ -66,8 +66,16 @@ def fault(path: Path, folder: Path) -> str | None:
         return "holds pickle, which runs code when it is read"
     if path.name == "MLmodel":
         return pickled_model(path)
-    known = path.suffix in ALLOWED or path.name in NAMED or path.relative_to(folder) == OWN_CODE
+    known = path.suffix in ALLOWED or path.name in NAMED or own_code(path.relative_to(folder))
     return None if known else "no kind of file that a model of this project has"
+
+
+def own_code(place: Path) -> bool:
+    """Tells whether a place is that of the registered model's own code, or of what Python compiled of it there."""
+    compiled = (
+        place.parent == Path("__pycache__") and place.suffix == ".pyc" and place.stem.split(".")[0] == OWN_CODE.stem
+    )
+    return place == OWN_CODE or compiled
 
 
 def max_mb() -> int:
