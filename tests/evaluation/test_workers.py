@@ -31,8 +31,9 @@ def joined():
     """A cluster that stays up for the whole file, and nothing of which is left after it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SANA_SPRINT_WORKERS", "2")
+        others = psutil.Process().children(recursive=True)  # servers of other tests, which stay
         with cluster.Joined() as place:
-            below = psutil.Process().children(recursive=True)
+            below = [one for one in psutil.Process().children(recursive=True) if one not in others]
             yield place
     _, alive = psutil.wait_procs(below, timeout=GONE_S)
     assert alive == []
