@@ -41,8 +41,9 @@ GONE_S = 90
 @pytest.fixture(scope="module", autouse=True)
 def joined():
     """A cluster that stays up for the whole file, and nothing of which is left after it."""
+    others = psutil.Process().children(recursive=True)  # servers of other tests, which stay
     with cluster.Joined():
-        below = psutil.Process().children(recursive=True)
+        below = [one for one in psutil.Process().children(recursive=True) if one not in others]
         yield
     _, alive = psutil.wait_procs(below, timeout=GONE_S)
     assert alive == []
