@@ -41,7 +41,7 @@ MOMENTS = {
     "distill@base": "data/checkpoints/distill/base/step-0000008",
     "schedule@small": "schedule: ",
     "evaluate@small": "evaluate undistilled",
-    "register@small": "data/mlflow/.staging/small/pipeline/*",  # the first files go to S3
+    "register@small": "data/mlflow/.staging/*/pipeline/*",  # the first files go to S3
 }
 EXPERIMENT = "r.experiment_id = (select experiment_id from experiments where name = 'sana-sprint-smoke')"
 
