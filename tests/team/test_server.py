@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from sana_sprint.registry import store
+from sana_sprint.registry import store, versions
 from tests.team import parts
 
 pytestmark = pytest.mark.e2e
@@ -206,3 +206,8 @@ def test_postgres_is_asked_for_by_its_package(monkeypatch):
     monkeypatch.setattr(parts.Path, "glob", lambda *_: iter(()))
     with pytest.raises(AssertionError, match="apt install postgresql"):
         parts.postgres_programs()
+
+
+def test_a_model_that_is_not_there_has_no_champion_though_the_server_says_forbidden(team):
+    with team.member("ada"):
+        assert versions.version_of(store.client(team.uri), "no-such-model", "champion") is None

@@ -70,25 +70,24 @@ def opened(order: Order) -> Loaded:
 
 
 def drawn(call: Order) -> np.ndarray:
-    """Returns a picture (N, H, W, 3) uint8 per prompt of a call."""
+    """Returns a picture (N, H, W, 3) uint8 per prompt of a call, the same on any number of cores."""
     loaded = opened(call)
     draw = {"student": loaded.student, "teacher": loaded.teacher}[call.network]
     noises = generate.noises(loaded, call.prompts, call.steps if call.network == "student" else 1, call.seed)
     mixed = call.precision == "bf16-mixed"
     if mixed:
         networks.time_in_float32(loaded.pipe.transformer)  # in bfloat16 the times near pi/2 are one
-    with torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
+    with threads.one(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
         return draw([prompt.caption for prompt in call.prompts], noises)
 
 
-def begin(cores: int) -> Callable[[Order], np.ndarray]:
-    """Returns `drawn`, for a process of Ray's that may use these cores and whose progress bars nobody wants."""
+def begin(cores: int) -> Callable[[Order], np.ndarray]:  # noqa: ARG001  one of them is used
+    """Returns `drawn`, for a process of Ray's, whose progress bars nobody wants."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    threads.use_fastest(cores)
     return drawn
 
 

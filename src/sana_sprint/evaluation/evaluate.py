@@ -33,6 +33,7 @@ from sana_sprint.evaluation import (
 )
 from sana_sprint.evaluation.drawing import Order
 from sana_sprint.maths import metrics
+from sana_sprint.models import threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +107,8 @@ def begin(
     if missing:
         raise ValueError(f"{folders.schedule}: no times for {missing} steps; run `dvc repro schedule` again")
     prompts = protocol.prompts(manifest.read(folders.raw, "eval"), params)
-    court = summon(params, folders.judge, prompts)
+    with threads.one():
+        court = summon(params, folders.judge, prompts)
     judge, at_once = judged_by(params, folders.judge, court.clip), drawing.at_once(sampling)
     described = protocol.describe(prompts, params, sampling, sigma_d, judge, at_once)
     outcome = Outcome(
@@ -128,7 +130,7 @@ def begin(
 
 def fill(outcome: Outcome, court: Court, params: Evaluate, orders: list[tuple[str, Order]], cache: Path) -> None:
     """Carries out the orders: scores, verdicts, shown pictures, and the times of all but the undistilled network."""
-    with drawing.Crew() as crew:
+    with threads.one(), drawing.Crew() as crew:
         for model, order in orders:
             pictures = picture_cache.pictures(order, cache, crew, f"evaluate {model} {order.steps}")
             enter(outcome, court, model, str(order.steps), pictures)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TRIES = 15
 LARGE_ENOUGH = 1.15  # more threads must be this much faster to be worth it
@@ -24,6 +29,18 @@ def use_fastest(cores: int | None = None) -> int:
         threads = cores if cores > 1 and _faster(cores) else 1
     torch.set_num_threads(threads)
     return threads
+
+
+@contextmanager
+def one() -> Iterator[None]:
+    """Computes with one thread: sums over several are rounded in another order, so that a score's last digits would
+    depend on how many there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _faster(cores: int) -> bool:

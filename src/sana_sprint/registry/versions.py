@@ -9,12 +9,14 @@ from sana_sprint.registry import store, trust
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 PIPELINE = "artifacts/pipeline"  # of the registered pyfunc model: the stock diffusers folder
 ABSENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 FAULT_LENGTH_MAX = 300
+FORBIDDEN = 403  # what a server with users also says of a model that is not there
 
 
 def version_of(server: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -24,9 +26,14 @@ def version_of(server: MlflowClient, name: str, alias: str) -> ModelVersion | No
     try:
         return server.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ABSENT:
+        if error.error_code in ABSENT or _hidden(server, name, error):
             return None
         raise
+
+
+def _hidden(server: MlflowClient, name: str, error: MlflowException) -> bool:
+    """Tells whether a server with users refuses a model because it has none of this name that this user may see."""
+    return error.get_http_status_code() == FORBIDDEN and not server.search_registered_models(f"name = '{name}'")
 
 
 def numbered(server: MlflowClient, name: str, number: str) -> ModelVersion | None:
