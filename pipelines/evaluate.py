@@ -44,9 +44,12 @@ def main() -> None:
         scores = Path(f"data/metrics/evaluate/{size}.json")
         storage.write_json(scores, outcome.result)
         run.file(scores)
-        run.metrics(evaluate.headline(outcome.result) | folder_student.headline(public))
-        shown = [Path(f"data/plots/{kind}-{size}.png") for kind in ("scores", "tasks", "pareto")]
-        for path in (*sorted(grids.glob("*.png")), *shown):
+        run.scores(outcome.result)
+        run.metrics(folder_student.headline(public))
+        for steps in outcome.shown["student"]:
+            run.picture(Image.open(grids / f"{steps}_step.png"), "pictures/student", int(steps))
+        plotted = [Path(f"data/plots/{kind}-{size}.png") for kind in ("scores", "tasks", "pareto")]
+        for path in (grids / "teacher.png", grids / "teacher_vs_student.png", *plotted):
             run.picture(Image.open(path), f"evaluate/{path.stem}")
 
 

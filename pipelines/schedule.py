@@ -29,9 +29,7 @@ def main() -> None:
         storage.write_json(models / f"schedule/{size}.json", found)
         storage.write_json(Path(f"data/metrics/schedule-{size}.json"), found["gains"])
         plots.schedule(found, plot)
-        run.metrics(
-            {f"schedule.{k}.{name}": part["value"] for k, g in found["gains"].items() for name, part in g.items()}
-        )
+        run.metrics({f"{name}/{k}_step": part["value"] for k, g in found["gains"].items() for name, part in g.items()})
         run.picture(Image.open(plot), f"schedule/{size}")
     for steps, times in found["times"].items():
         print(f"schedule {size}  {steps} steps: {', '.join(f'{t:g}' for t in times)}")

@@ -203,13 +203,6 @@ def test_plots_are_png_and_the_same_twice(outcome, tmp_path):
         assert Image.open(tmp_path / "a.png").width > 300
 
 
-def test_mlflow_gets_numbers_under_plain_names(outcome):
-    flat = evaluate.headline(outcome.result)
-    assert flat["student.1.overall"] == outcome.result["scores"]["student"]["1"]["overall"]["value"]
-    assert "latency.teacher.3.p50_s" in flat
-    assert all(isinstance(v, float | int) for v in flat.values())
-
-
 @pytest.mark.parametrize("workers", ["0", "two"])
 def test_a_number_of_workers_that_cannot_be_is_refused(folders, monkeypatch, workers):
     monkeypatch.setenv("SANA_SPRINT_WORKERS", workers)

@@ -368,7 +368,10 @@ def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twic
         alone = score(tmp_path, root, folder, kind="geneval")
         assert found["protocol"][steps]["scores"] == alone["scores"]
         assert found["protocol"][steps]["protocol_digest"] == alone["protocol_digest"]
-    assert folder_student.headline(found)["protocol.2.overall"] == found["protocol"]["2"]["scores"]["overall"]["value"]
+    assert (
+        folder_student.headline(found)["protocol/overall_2_step"]
+        == found["protocol"]["2"]["scores"]["overall"]["value"]
+    )
     assert folder_student.run([file], sprint_folder, cache, root, batch=4) == found
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")} == pictures
 

@@ -123,8 +123,8 @@ def test_card_licence_lineage_and_metrics_travel_with_the_version(registered, re
     assert tags["weights_digest"] == storage.digest(repository / "data/models/student" / SIZE)
     assert {"git_commit", "git_dirty", "dvc_lock_sha256", "data_digest", "run_parent"} <= set(tags)
     metrics = {m.key: m.value for m in server.get_logged_model(answer["model_id"]).metrics}
-    assert metrics["scores.student.4.overall.value"] == 0.5
-    assert metrics["scores.student.4.tasks.don_t_ say.se"] == 0.02
+    assert metrics["overall/student_4_step"] == 0.5
+    assert metrics["standard_error/task_don_t_ say_student_4_step"] == 0.02
     assert (folder.parents[1] / "evaluation" / f"{SIZE}.json").is_file()
 
 

@@ -72,7 +72,7 @@ def test_one_parent_for_each_repro_and_a_child_for_each_stage(script, server):
     assert len(parents) == 2
     assert {run.info.status for run in parents + children} == {"FINISHED"}
     names = sorted((run.data.tags["mlflow.parentRunId"], run.info.run_name) for run in children)
-    assert names == sorted((p.info.run_id, n) for p in parents for n in ("teacher", "distill small"))
+    assert names == sorted((p.info.run_id, n) for p in parents for n in ("06 teacher", "09 distill small"))
     assert {run.data.params["numbers.lr"] for run in children} == {"0.0001"}
     assert {run.data.metrics["part.one"] for run in children} == {1.0}
 

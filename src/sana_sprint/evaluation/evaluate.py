@@ -219,26 +219,6 @@ def enter(outcome: Outcome, court: Court, model: str, steps: str, pictures: np.n
         outcome.shown[model][steps] = np.stack(tiles)
 
 
-def headline(result: dict[str, Any]) -> dict[str, float]:
-    """Returns the scores and times worth a curve in MLflow: no per-task values, whose names may be
-    captions.
-    """
-    scores = {
-        f"{model}.{steps}.{name}": part["value"]
-        for model, by_steps in result["scores"].items()
-        for steps, score in by_steps.items()
-        for name, part in score.items()
-        if name != "tasks"
-    }
-    times = {
-        f"latency.{model}.{steps}.{name}": value
-        for model, by_steps in result["latency"].items()
-        for steps, timed in by_steps.items()
-        for name, value in timed.items()
-    }
-    return scores | times
-
-
 def write_grids(outcome: Outcome, folder: Path) -> None:
     """Writes a contact sheet per step count and of the teacher, the longer ones of the gallery, a captioned
     comparison, and verdicts.json with every verdict and the place of each tile.

@@ -30,9 +30,9 @@ def run(files: Sequence[Path], student: Path, cache: Path, root: Path, batch: in
 
 
 def headline(found: dict[str, Any]) -> dict[str, float]:
-    """Returns the scores worth a curve in MLflow: no per-task or per-category values."""
+    """Returns the scores worth a chart in MLflow, `<protocol>/<score>_<steps>_step`: none per task or per category."""
     return {
-        f"{name}.{steps}.{score}": part["value"]
+        f"{name}/{score}_{steps}_step": part["value"]
         for name, by_steps in found.items()
         for steps, one in by_steps.items()
         for score, part in one["scores"].items()

@@ -6,7 +6,8 @@ what a killed stage left, the next stage sends, or `python -m sana_sprint.regist
 once, since MLflow's key of a point is all of it; a picture may come twice.
 
 A record is one of {"metrics": [[name, value, at_ms, step], ...]}, {"picture": file, "name", "step", "at_ms"},
-{"file": file} and {"end": status, "at_ms", "parent_id", "trace"}; a file is named relative to the folder.
+{"file": file} and {"end": status, "at_ms", "parent_id", "trace"}; a file is named relative to the folder. Metrics are
+of the outbox's run, or of the one that "run" names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import lineage, store
+from sana_sprint.registry import dashboard, lineage, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,9 +181,12 @@ class Outbox:
     def _send_metrics(self, server: MlflowClient, records: list[tuple[int, Record]]) -> None:
         from mlflow.entities import Metric
 
-        points = [Metric(*point) for _, record in records for point in record["metrics"]]
-        for first in range(0, len(points), METRICS_PER_BATCH):
-            server.log_batch(self.run_id, metrics=points[first : first + METRICS_PER_BATCH])
+        of: dict[str, list[Metric]] = {}
+        for _, record in records:
+            of.setdefault(record.get("run", self.run_id), []).extend(Metric(*point) for point in record["metrics"])
+        for run_id, points in of.items():
+            for first in range(0, len(points), METRICS_PER_BATCH):
+                server.log_batch(run_id, metrics=points[first : first + METRICS_PER_BATCH])
 
     def _send_other(self, server: MlflowClient, record: Record) -> None:
         if "end" in record:
@@ -231,14 +235,15 @@ class Outbox:
 
 
 def end(server: MlflowClient, run_id: str, record: Record) -> None:
-    """Ends a stage's run, and its parent if no other child runs, until the next stage opens it again; a failure stays
-    on the parent.
+    """Ends a stage's run, tells it in its parent's description, and ends the parent if no other child runs, until the
+    next stage opens it again; a failure stays on the parent.
     """
     status, parent_id = record["end"], record["parent_id"]
     if record["trace"]:
         server.log_text(run_id, record["trace"], "traceback.txt")
         server.set_tag(parent_id, "ended_by", status)
     server.set_terminated(run_id, status, record["at_ms"])
+    dashboard.describe(server, parent_id)
     parent = server.get_run(parent_id)
     siblings = f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'"
     if not server.search_runs([parent.info.experiment_id], filter_string=siblings, max_results=1):

@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
-from sana_sprint.registry import card, lineage, measured, origin, store, track, trust, versions
+from sana_sprint.registry import card, dashboard, lineage, measured, origin, store, track, trust, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -117,14 +117,12 @@ def _logged_model(folder: Path, example: str, sampling: Mapping[str, Any], tags:
 
 
 def _record_scores(server: MlflowClient, run_id: str, model_id: str, evaluation: Mapping[str, Any]) -> None:
-    """Records the scores and latencies as metrics of the LoggedModel."""
+    """Records the scores and latencies as metrics of the LoggedModel, under the names that evaluate's run has."""
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
-    told = {"scores": evaluation["scores"], "latency": evaluation.get("latency", {})}
-    metrics = [
-        Metric(key, value, now_ms, 0, model_id=model_id, run_id=run_id) for key, value in lineage.numbers(told).items()
-    ]
+    told = lineage.numbers(dashboard.scores(evaluation))
+    metrics = [Metric(key, value, now_ms, 0, model_id=model_id, run_id=run_id) for key, value in told.items()]
     for start in range(0, len(metrics), track.METRICS_PER_BATCH):
         server.log_batch(run_id, metrics=metrics[start : start + track.METRICS_PER_BATCH])
 
@@ -203,6 +201,9 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
             server.set_model_version_tag(name, version, key, value)
     there = server.get_model_version(name, version)
     _record_scores(server, run.run_id, there.tags["model_id"], evaluation)
+    server.set_tag(run.run_id, dashboard.REGISTERED, f"{name}/{version}")
+    note = dashboard.version_note(student.description, evaluation, server.get_run(run.run_id), run.parent_id)
+    server.update_model_version(name, version, note)
     if student.scores:
         server.log_model_artifact(there.tags["model_id"], str(student.scores), "evaluation")
     server.set_registered_model_alias(name, versions.CHALLENGER, version)

@@ -7,6 +7,7 @@ repository, with the artefacts beside the database.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from sana_sprint.registry import lineage
+from sana_sprint.registry import dashboard, lineage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,16 +113,18 @@ def wait_s() -> float:
 
 def patiently(uri: str, action: Callable[[], T]) -> T:
     """Returns what `action` returns. While the store at `uri` is away it says so once and does `action` again and again
-    until SANA_SPRINT_TRACKING_WAIT_S is over; then the error is `unreachable`. What `action` does may be done twice.
+    until SANA_SPRINT_TRACKING_WAIT_S is over since it first failed; then the error is `unreachable`. What `action` does
+    may be done twice.
     """
     limit_s = wait_s()
-    deadline, delay_s = time.monotonic() + limit_s, RETRY_FIRST_S
+    deadline, delay_s = math.inf, RETRY_FIRST_S
     while True:
         try:
             return action()
         except Exception as error:
             if not (uri.startswith("http") and is_away(error)):
                 raise
+            deadline = min(deadline, time.monotonic() + limit_s)
             if time.monotonic() + delay_s > deadline:
                 raise (error if isinstance(error, Away) else unreachable(uri, error)) from None
             if delay_s == RETRY_FIRST_S:
@@ -186,7 +189,7 @@ def artifact_root(uri: str) -> Path:
 
 
 def experiment(mlflow: MlflowClient, uri: str, profile: str) -> str:
-    """Returns the id of the experiment `sana-sprint-<profile>`, made if it is absent."""
+    """Returns the id of the experiment `sana-sprint-<profile>`, made if it is absent, with its kind and description."""
     from mlflow.exceptions import MlflowException
 
     name = f"sana-sprint-{profile}"
@@ -194,11 +197,15 @@ def experiment(mlflow: MlflowClient, uri: str, profile: str) -> str:
     if found is None:
         place = artifact_root(uri).as_uri() if uri.startswith("sqlite:///") else None
         try:
-            return str(mlflow.create_experiment(name, artifact_location=place))
+            mlflow.create_experiment(name, artifact_location=place)
         except MlflowException:
-            found = mlflow.get_experiment_by_name(name)
-            if found is None:
+            if mlflow.get_experiment_by_name(name) is None:
                 raise
+        found = mlflow.get_experiment_by_name(name)
+    assert found is not None, f"{name} was made a moment ago"
     if found.lifecycle_stage == "deleted":
         raise ValueError(f"experiment {name} is deleted in {shown(uri)}: restore it with `mlflow experiments restore`")
+    for key, value in dashboard.experiment_tags(found.experiment_id, profile).items():
+        if key not in found.tags:  # what people have written stays
+            mlflow.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)

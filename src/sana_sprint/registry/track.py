@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sana_sprint import config, process
-from sana_sprint.registry import lineage, origin, outbox, store
+from sana_sprint.registry import dashboard, lineage, origin, outbox, store, system_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -46,11 +46,14 @@ class Recorder:
     folder: Path
     pending: list[dict[str, Any]] = field(default_factory=list)
 
-    def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Records the numbers of a (nested) mapping at `step`. On a full disk they are kept for the next call."""
+    def metrics(self, values: Mapping[str, Any], step: int | None = None, run_id: str = "") -> None:
+        """Records the numbers of a (nested) mapping at `step`, of this run or of the one named. On a full disk they are
+        kept for the next call.
+        """
         now_ms = int(time.time() * 1000)
         points = [[k, v, now_ms, step or 0] for k, v in lineage.numbers(values).items()]
-        self.pending += [{"metrics": points}] if points else []
+        of = {"run": run_id} if run_id else {}
+        self.pending += [of | {"metrics": points}] if points else []
         try:
             self.write_pending()
         except OSError as error:
@@ -84,6 +87,13 @@ class Run(Recorder):
     run_id: str = ""
     parent_id: str = ""
 
+    def scores(self, evaluation: Mapping[str, Any]) -> None:
+        """Records evaluate's figures as dashboard.py groups them, and their summary on the run of the command."""
+        self.metrics(dashboard.scores(evaluation))
+        for steps, values in dashboard.curves(evaluation).items():
+            self.metrics(values, steps)
+        self.metrics(dashboard.summary(evaluation), run_id=self.parent_id)
+
     def recorder(self) -> Recorder:
         """Returns the part that can be sent to other processes."""
         return Recorder(self.folder)
@@ -109,7 +119,7 @@ def _close_dead(server: MlflowClient, experiment_id: str) -> None:
             server.set_terminated(run.info.run_id, "KILLED")
 
 
-def _parent(server: MlflowClient, experiment_id: str, profile: str, tags: dict[str, str]) -> str:
+def _parent(server: MlflowClient, experiment_id: str, tags: dict[str, str]) -> str:
     """Returns the parent run, RUNNING, of the command above this process (or of this process alone)."""
     owner = lineage.command_process() or lineage.process()
     found = server.search_runs(
@@ -119,8 +129,8 @@ def _parent(server: MlflowClient, experiment_id: str, profile: str, tags: dict[s
         server.update_run(found[0].info.run_id, status="RUNNING")
         return str(found[0].info.run_id)
     word = "by hand" if owner == lineage.process() else "dvc repro" if owner == lineage.repro_process() else "make demo"
-    name = f"{word} {profile} {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    made = server.create_run(experiment_id, run_name=name, tags=tags | {"kind": "parent", "process": owner})
+    tags = tags | {"kind": "parent", "process": owner}
+    made = server.create_run(experiment_id, run_name=dashboard.parent_name(word), tags=tags)
     return str(made.info.run_id)
 
 
@@ -135,12 +145,13 @@ def _open(name: str, size: str | None, sections: Mapping[str, Any]) -> Run:
         experiment_id = store.experiment(server, uri, profile)
         outbox.send_left(root, uri)
         _close_dead(server, experiment_id)
-        parent_id = _parent(server, experiment_id, profile, tags)
+        parent_id = _parent(server, experiment_id, tags)
         tags |= {"kind": "stage", "stage": name, "size": size or "", "process": lineage.process()}
         tags |= {"mlflow.parentRunId": parent_id, origin.MADE_FROM: json.dumps(origin.made_from(root, name, size))}
-        label = f"{name} {size}" if size else name
-        run = server.create_run(experiment_id, run_name=label, tags=tags)
+        tags |= {dashboard.NOTE: dashboard.STAGES[name]} if name in dashboard.STAGES else {}
+        run = server.create_run(experiment_id, run_name=dashboard.run_name(name, size), tags=tags)
         _params(server, run.info.run_id, sections)
+        server.log_inputs(run.info.run_id, dashboard.data_inputs(root, name, size))
     except MlflowException as error:
         raise store.unreachable(uri, error) from None
     run_id = str(run.info.run_id)
@@ -221,7 +232,8 @@ def stage(name: str, size: str | None = None, **sections: Any) -> Iterator[Run]:
         run = store.patiently(store.tracking_uri(), lambda: _open(name, size, sections))
         box = outbox.Outbox(run.uri, run.run_id, run.folder)
         box.start()
-        yield run
+        with system_metrics.sampled(run.recorder()):
+            yield run
         _close(run, box, "FINISHED")
         if box.refused:
             raise ValueError(f"MLflow refuses a record of this run: {box.refused:.300}")
