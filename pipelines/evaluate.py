@@ -46,8 +46,9 @@ def main() -> None:
         run.file(scores)
         run.scores(outcome.result)
         run.metrics(folder_student.headline(public))
-        for steps in outcome.shown["student"]:
-            run.picture(Image.open(grids / f"{steps}_step.png"), "pictures/student", int(steps))
+        series = {0: "teacher"} | {int(steps): f"{steps}_step" for steps in outcome.shown["student"]}
+        for steps, name in series.items():
+            run.picture(Image.open(grids / f"{name}.png"), f"evaluate_{size}/0_is_the_teacher", steps)
         plotted = [Path(f"data/plots/{kind}-{size}.png") for kind in ("scores", "tasks", "pareto")]
         for path in (grids / "teacher.png", grids / "teacher_vs_student.png", *plotted):
             run.picture(Image.open(path), f"evaluate/{path.stem}")

@@ -144,6 +144,6 @@ def test_pictures_come_in_series(repository, server):
     with track.stage("distill", "small") as run:
         for step in (1, 2):
             run.picture(Image.new("RGB", (8, 8)), "grids/1_step", step)
-    names = [Path(file.path).name for file in server.list_artifacts(run.run_id, "images")]
+    names = [Path(file.path).name for file in server.list_artifacts(run.parent_id, "images")]
     steps = [re.search(r"step\W(\d+)", name)[1] for name in names if name.endswith(".png")]
     assert sorted(steps) == ["1", "2"]

@@ -170,7 +170,8 @@ def test_the_recorder_writes_from_other_processes(repository, server):
         run.picture(Image.new("RGB", (8, 8)), "grids/last")
     points = server.get_metric_history(run.run_id, "student/scm")
     assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5)]
-    assert {file.path for file in server.list_artifacts(run.run_id)} == {"grids", "images"}
+    assert {file.path for file in server.list_artifacts(run.run_id)} == {"grids"}
+    assert {file.path for file in server.list_artifacts(run.parent_id)} == {"images"}
 
 
 def test_all_params_of_a_profile_are_logged(repository, server):

@@ -31,7 +31,7 @@ def full(repository, registered):  # noqa: F811
     with track.stage("teacher") as run:
         for step in range(1500):
             run.metrics({"loss": 1.0 / (step + 3), "nan": math.nan, "inf": math.inf, "a large number": 1e300}, step)
-        run.picture(Image.new("RGB", (8, 8)), "grids/one", 1)
+        run.picture(Image.new("RGB", (8, 8)), "grids/one")
         run.file(repository / "params.yaml")
     registered(evaluation(0.4, 0.6))
     client = store.client(store.tracking_uri(repository))

@@ -1,7 +1,7 @@
 """What one sees in `mlflow ui`: names that sort, metrics under prefixes, data with digests, descriptions with links.
 
-MLflow's page makes a section of charts of every prefix before the last "/", a chart of pictures with a slider of every
-series of them, and Markdown of the tag `mlflow.note.content`. Addresses in it begin with "#/", so that they hold on any
+MLflow's page makes a section of charts of every prefix before the last "/", a picture with a slider of every series of
+them, and Markdown of the tag `mlflow.note.content`. Addresses in it begin with "#/", so that they hold on any
 server.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 NOTE, PARENT, REGISTERED = "mlflow.note.content", "mlflow.parentRunId", "registered"
+FLAT = {"orderByKey": "attributes.run_name", "orderByAsc": "true"}  # sorted by time, stages hide below their command
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on traces of agents, empty here
 VIEW = "workflowType=machine_learning"  # and so does the menu beside it
 RUNS_MAX = 200  # of one `dvc repro`
@@ -35,8 +36,8 @@ STAGES = {  # in the order of the road: what a stage does, and what to look at i
     "teacher": "Fine-tunes the foundation into the teacher. Curves: Model metrics.",
     "prune": "Cuts the teacher to a size and heals it: before/, cut/ and healed/ are its scores on the way.",
     "convert": "Proves flow -> TrigFlow lossless on this network and writes it as a pipeline.",
-    "distill": "Distils the student. Model metrics: the pictures of the same captions in 1, 2 and 4 steps over the "
-    "iterations (grids/, with a slider), the quick score (score/), student/ and heads/.",
+    "distill": "Distils the student. Model metrics: the quick score (score/), student/, heads/. The pictures of the "
+    "same captions in 1, 2 and 4 steps are among the artifacts, and with a slider in the parent run's Model metrics.",
     "schedule": "Searches the times of 1 to 4 steps; its plot is among the artifacts.",
     "evaluate": "Scores and times the student. by_steps/ is drawn over the number of steps; the other sections hold "
     "one chart per step count, comparable between runs. Pictures and evaluate's JSON: Artifacts.",
@@ -62,8 +63,8 @@ def parent_name(command: str) -> str:
 
 def runs_page(experiment_id: str, query: str = "", **state: str) -> str:
     """Returns the address, from "#/" on, of an experiment's runs that fit a search, with more of the page's state."""
-    words = VIEW + (f"&searchFilter={quote(query)}" if query else "")
-    return f"#/experiments/{experiment_id}/runs?{words}" + "".join(f"&{k}={v}" for k, v in state.items())
+    told = ({"searchFilter": query} if query else {}) | state
+    return f"#/experiments/{experiment_id}/runs?{VIEW}" + "".join(f"&{k}={quote(v)}" for k, v in told.items())
 
 
 def run_page(run: Run, tab: str = "") -> str:
@@ -73,14 +74,14 @@ def run_page(run: Run, tab: str = "") -> str:
 
 def experiment_tags(experiment_id: str, profile: str) -> dict[str, str]:
     """Returns the tags of a profile's experiment: its kind and its description."""
-    evaluated = runs_page(experiment_id, "tags.stage = 'evaluate'", compareRunsMode="CHART")
-    distilled = runs_page(experiment_id, "tags.stage = 'distill'", compareRunsMode="CHART")
+    evaluated = runs_page(experiment_id, "tags.stage = 'evaluate'", compareRunsMode="CHART", **FLAT)
+    distilled = runs_page(experiment_id, "tags.stage = 'distill'", compareRunsMode="CHART", **FLAT)
     commands = runs_page(experiment_id, "tags.kind = 'parent'", compareRunsMode="CHART")
     text = (
         f"Profile `{profile}`: one run per command (`make demo`, `dvc repro`), below it one per stage and size.\n\n"
         f"- [students compared]({evaluated}): scores and times by the number of steps\n"
-        f"- [distillations compared]({distilled}): pictures over the iterations, losses, health\n"
-        f"- [commands compared]({commands}): the scores that each led to\n"
+        f"- [distillations compared]({distilled}): losses, quick scores, health\n"
+        f"- [commands compared]({commands}): the scores that each led to, and its pictures over the iterations\n"
     )
     return KIND | {NOTE: text}
 
@@ -176,6 +177,7 @@ def _row(run: Run) -> str:
 
 
 def _links(runs: list[Run]) -> Iterator[str]:
+    yield "Scores, and pictures over iterations and steps with a slider: Model metrics.\n"
     for run in runs:
         stage, made = run.data.tags.get("stage"), run.data.tags.get(REGISTERED)
         if stage == "report" and run.info.status == "FINISHED":

@@ -6,8 +6,8 @@ what a killed stage left, the next stage sends, or `python -m sana_sprint.regist
 once, since MLflow's key of a point is all of it; a picture may come twice.
 
 A record is one of {"metrics": [[name, value, at_ms, step], ...]}, {"picture": file, "name", "step", "at_ms"},
-{"file": file} and {"end": status, "at_ms", "parent_id", "trace"}; a file is named relative to the folder. Metrics are
-of the outbox's run, or of the one that "run" names.
+{"file": file} and {"end": status, "at_ms", "parent_id", "trace"}; a file is named relative to the folder. Metrics and
+pictures are of the outbox's run, or of the one that "run" names.
 """
 
 from __future__ import annotations
@@ -201,11 +201,11 @@ class Outbox:
 
         with Image.open(self.folder / record["picture"]) as image:
             image.load()
-        name, step = record["name"], record["step"]
+        name, step, run_id = record["name"], record["step"], record.get("run", self.run_id)
         if step is None:
-            server.log_image(self.run_id, image, artifact_file=f"{name}.png")
+            server.log_image(run_id, image, artifact_file=f"{name}.png")
         else:
-            server.log_image(self.run_id, image, key=name, step=step, timestamp=record["at_ms"])
+            server.log_image(run_id, image, key=name, step=step, timestamp=record["at_ms"])
 
     def finish(self, wait_s: float) -> bool:
         """Sends the rest, waiting at most `wait_s` for a store that is away. Returns whether all is sent; if not, says

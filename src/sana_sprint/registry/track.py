@@ -45,6 +45,7 @@ class Recorder:
 
     folder: Path
     pending: list[dict[str, Any]] = field(default_factory=list)
+    parent_id: str = ""
 
     def metrics(self, values: Mapping[str, Any], step: int | None = None, run_id: str = "") -> None:
         """Records the numbers of a (nested) mapping at `step`, of this run or of the one named. On a full disk they are
@@ -66,10 +67,14 @@ class Recorder:
             del self.pending[0]
 
     def picture(self, image: Image.Image, name: str, step: int | None = None) -> None:
-        """Records a picture; with a step it joins the series `name` that MLflow shows over steps."""
+        """Records a picture; with a step it joins the series `name` that MLflow shows over steps, with a slider that
+        begins at 0. Series are of the command's run: beside a picture MLflow's page writes all params of its run, and
+        those of a stage leave no room for it.
+        """
         place = outbox.place_for(self.folder, "picture.png")
         image.save(place)
         told = {"picture": str(place.relative_to(self.folder)), "name": name, "step": step}
+        told |= {"run": self.parent_id} if step is not None and self.parent_id else {}
         outbox.write(self.folder, told | {"at_ms": int(time.time() * 1000)})
 
     def file(self, path: Path) -> None:
@@ -85,7 +90,6 @@ class Run(Recorder):
 
     uri: str = ""
     run_id: str = ""
-    parent_id: str = ""
 
     def scores(self, evaluation: Mapping[str, Any]) -> None:
         """Records evaluate's figures as dashboard.py groups them, and their summary on the run of the command."""
@@ -96,7 +100,7 @@ class Run(Recorder):
 
     def recorder(self) -> Recorder:
         """Returns the part that can be sent to other processes."""
-        return Recorder(self.folder)
+        return Recorder(self.folder, parent_id=self.parent_id)
 
     def patiently(self, action: Callable[[], T]) -> T:
         """Returns what `action` returns, which may be done again when the tracking store was away meanwhile."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sana_sprint.training.job import Job
 
 STEPS = ("1", "2", "4")
-SHOWN = 12
+SHOWN, COLUMNS = 12, 4
 
 
 def pixels(vae: AutoencoderDC, x_0: torch.Tensor) -> torch.Tensor:
@@ -34,9 +34,15 @@ def tiled(rows: list[torch.Tensor]) -> Image.Image:
     return Image.fromarray(torch.cat([torch.cat(list(row), dim=1) for row in rows]).numpy())
 
 
+def sheet(pictures: torch.Tensor) -> Image.Image:
+    """Returns pictures (B, H, W, 3) uint8 as one of four columns; missing ones are white."""
+    blank = pictures.new_full((-len(pictures) % COLUMNS, *pictures.shape[1:]), 255)
+    return tiled(list(torch.cat([pictures, blank]).split(COLUMNS)))
+
+
 class Grids(L.Callback):
-    """Draws the averaged student every `grid_every` iterations into the job's folder and recorder, a row per step
-    count; logs how much its one-step latents differ, and the job's quick score."""
+    """Draws the averaged student at the start and every `grid_every` iterations into the job's folder and recorder, a
+    row or sheet per step count; logs how much its one-step latents differ, and the job's quick score."""
 
     def __init__(self, job: Job, vae: AutoencoderDC, text: Text, shape: tuple[int, ...], watch: health.Health) -> None:
         self.job, self.vae, self.text, self.watch = job, vae, text, watch
@@ -52,14 +58,17 @@ class Grids(L.Callback):
         return [sample.consistency(F, noises[: int(k)], sampling.times[k], self.job.sigma_d) for k in STEPS]
 
     @torch.no_grad()
-    def draw(self, latents: list[torch.Tensor]) -> Image.Image:
-        """Returns the grid of latents."""
-        return tiled([pixels(self.vae.to(x_0.device), x_0) for x_0 in latents])
+    def draw(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the pictures (B, H, W, 3) uint8 of latents per step count."""
+        return [pixels(self.vae.to(x_0.device), x_0) for x_0 in latents]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
-        """Scores the undistilled student, before the first step of a run that begins."""
+        """Scores and draws the undistilled student, before the first step of a run that begins."""
         if not self.watch.resumed:
             self.watch.begin(self.scores(trainer, pl_module, 0))
+            latents = self.latents(pl_module)
+            if trainer.is_global_zero and all(x_0.isfinite().all() for x_0 in latents):
+                self.write(self.draw(latents), 0)
 
     def scores(self, trainer: L.Trainer, module: Distillation, iteration: int) -> dict[str, float]:
         """Returns the averaged student's quick scores by metric, {} without a scorer, and says them."""
@@ -84,12 +93,16 @@ class Grids(L.Callback):
             return  # no picture; health reads the diversity and stops the run
         pl_module.log_dict(self.scores(trainer, pl_module, iteration))
         if trainer.is_global_zero:
-            with callbacks.despite_full_disk(f"grid of iteration {iteration}"):
-                self.write(self.draw(latents), iteration)
+            self.write(self.draw(latents), iteration)
 
-    def write(self, grid: Image.Image, iteration: int) -> None:
-        """Writes a grid and records it."""
-        self.job.grids.mkdir(parents=True, exist_ok=True)
-        grid.save(self.job.grids / f"iteration-{iteration:06d}.png")
-        if self.job.recorder:
-            self.job.recorder.picture(grid, "grids/1_2_4_steps", iteration)
+    def write(self, pictures: list[torch.Tensor], iteration: int) -> None:
+        """Writes and records the grid of pictures (B, H, W, 3) uint8 per step count, and a sheet of each in a series of
+        its own."""
+        with callbacks.despite_full_disk(f"grid of iteration {iteration}"):
+            grid, name = tiled(pictures), f"iteration-{iteration:06d}"
+            self.job.grids.mkdir(parents=True, exist_ok=True)
+            grid.save(self.job.grids / f"{name}.png")
+            if self.job.recorder:
+                self.job.recorder.picture(grid, f"grids/{name}")
+                for steps, drawn in zip(STEPS, pictures, strict=True):
+                    self.job.recorder.picture(sheet(drawn), f"distill_{self.job.size}/{steps}_step", iteration)
