@@ -65,10 +65,11 @@ unit: .venv/ready ## unit tests, two files at a time
 	@compgen -G "/usr/lib/postgresql/*/bin/initdb" > /dev/null || { echo "error: the tests of the team's server start PostgreSQL; on Debian: apt install postgresql"; exit 1; }
 	OMP_NUM_THREADS=1 python -m pytest -m "not e2e and not gpu" --numprocesses 2 --dist loadfile
 
-e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed
-	python -m pytest -m e2e
+e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed; beside it what starts Ray and servers
+	python -m pytest -m e2e --numprocesses 2 --dist loadgroup
 
 ui: .venv/ready ## MLflow's page on http://127.0.0.1:5000
+	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/data/mlflow/mlflow.db}" --host 127.0.0.1 --port 5000
 
 clean: ## removes the virtual environment and all outputs, keeps your own pictures
