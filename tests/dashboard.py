@@ -19,7 +19,9 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import expect, sync_playwright
 
-VIEW = {"width": 1440, "height": 1000}
+from sana_sprint.registry.dashboard import VIEW
+
+SIZE = {"width": 1440, "height": 1000}
 PATIENCE_MS = 60_000
 ASSISTANT = "button[data-component-id='mlflow.assistant.chat_panel.close']"
 
@@ -72,7 +74,7 @@ class Dashboard:
         page.set_default_timeout(PATIENCE_MS)
         self.client = MlflowClient(tracking_uri=uri)
         self.experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
-        self.open(f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning")
+        self.open(f"#/experiments/{self.experiment_id}/runs")
         page.locator(ASSISTANT).click()
 
     def runs(self, query: str):
@@ -82,7 +84,7 @@ class Dashboard:
     def open(self, place: str) -> None:
         """Goes to an address from "#/" on."""
         self.page.goto("about:blank")
-        self.page.goto(f"{self.address}/{place}")
+        self.page.goto(f"{self.address}/{place}{'&' if '?' in place else '?'}{VIEW}")
 
     def show(self, text: str) -> None:
         """Scrolls to a heading and waits until it is there."""
@@ -145,7 +147,7 @@ def dashboard(uri: str, experiment: str):
     """Yields the dashboard of an experiment of the store at `uri`."""
     with served(uri) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield Dashboard(browser.new_page(viewport=VIEW), address, uri, experiment)
+        yield Dashboard(browser.new_page(viewport=SIZE), address, uri, experiment)
         browser.close()
 
 

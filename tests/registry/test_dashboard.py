@@ -120,16 +120,17 @@ def test_the_command_s_description_lists_its_stages_and_links_to_what_came_of_th
         (f"13 register {SIZE}", "FINISHED"),
     ]
     where = f"#/experiments/{server.get_run(report.run_id).info.experiment_id}/runs"
-    assert rows[1][1] == f"{where}/{report.run_id}"
-    assert f"[report]({where}/{report.run_id}/artifacts/index.html)" in note
-    assert f"[{NAME}/1](#/models/{NAME}/versions/1)" in note
+    view = "?workflowType=machine_learning"
+    assert rows[1][1] == f"{where}/{report.run_id}{view}"
+    assert f"[report]({where}/{report.run_id}/artifacts/index.html{view})" in note
+    assert f"[{NAME}/1](#/models/{NAME}/versions/1{view})" in note
 
 
 def test_a_version_s_description_tells_its_scores_and_where_it_comes_from(registered, server):
     answer = registered(evaluation(0.4, 0.6))
     version = server.get_model_version(NAME, "1")
     assert "| 1 | 0.400 ± 0.020 |" in version.description
-    assert f"/runs/{version.run_id})" in version.description
+    assert f"/runs/{version.run_id}?" in version.description
     assert storage.digest_of("first")[:16] in version.description
     registered(evaluation(0.45, 0.6))  # the same weights, scored again
     assert answer["version"] == 1

@@ -69,7 +69,7 @@ def runs_page(experiment_id: str, query: str = "", **state: str) -> str:
 
 def run_page(run: Run, tab: str = "") -> str:
     """Returns the address of a run, or of one tab of it."""
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab and '/' + tab}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab and '/' + tab}?{VIEW}"
 
 
 def experiment_tags(experiment_id: str, profile: str) -> dict[str, str]:
@@ -183,18 +183,18 @@ def _links(runs: list[Run]) -> Iterator[str]:
         if stage == "report" and run.info.status == "FINISHED":
             yield f"- [report]({run_page(run, 'artifacts/index.html')})"
         if made:
-            yield f"- [{made}](#/models/{quote(made.rpartition('/')[0])}/versions/{made.rpartition('/')[2]})"
+            yield f"- [{made}](#/models/{quote(made.rpartition('/')[0])}/versions/{made.rpartition('/')[2]}?{VIEW})"
     if evaluated := [run for run in runs if run.data.tags.get("stage") == "evaluate"]:
         ids = quote(json.dumps([run.info.run_id for run in evaluated], separators=(",", ":")))
         of = quote(json.dumps([evaluated[0].info.experiment_id]))
-        yield f"- [its students compared](#/compare-runs?runs={ids}&experiments={of})"
+        yield f"- [its students compared](#/compare-runs?{VIEW}&runs={ids}&experiments={of})"
 
 
 def version_note(description: str, evaluation: Mapping[str, Any], run: Run, parent_id: str) -> str:
     """Returns the description of a version: what it is, its scores by the number of steps, links to the run that
     registered it and to the run of the command, which knows the report.
     """
-    parent = f"#/experiments/{run.info.experiment_id}/runs/{parent_id}"
+    parent = f"#/experiments/{run.info.experiment_id}/runs/{parent_id}?{VIEW}"
     lines = [description, "", f"[registered by]({run_page(run)}), [made by]({parent})", ""]
     student = {steps: one for network, steps, one in _networks(evaluation) if network == "student"}
     if not student:
