@@ -35,7 +35,7 @@ def main() -> None:
         threads.use_fastest()
         outcome = evaluate.run(params, sampling, trigflow.sigma_d, folders, size)
         files = [Path(file) for file in params.protocols]
-        public = folder_student.run(files, folders.student, folders.cache / "protocols", Path(), params.batch)
+        public = folder_student.run(files, folders.student, folders.cache / "protocols", Path())
         outcome.result["protocols"] = public
         evaluate.write_grids(outcome, grids)
         plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))

@@ -22,14 +22,13 @@ def sample(
     steps: Annotated[int, typer.Option(help="Network passes: 1 to 4.")] = 4,
     model: Annotated[str | None, typer.Option(help="A pipeline folder or models:/name@alias.")] = None,
     size: Annotated[str | None, typer.Option(help="Student size, such as small or base.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at once: speed and memory, not pictures.")] = 4,
 ) -> None:
     """Draw the pictures of a protocol with a student; what is there already is not drawn again."""
     from sana_sprint.evaluation import folder_draw
     from sana_sprint.registry import draw
 
     place, called = draw.folder_of(model, size)
-    drawn, there = folder_draw.run(protocol, place, folder, steps, batch, lineage.repository())
+    drawn, there = folder_draw.run(protocol, place, folder, steps, lineage.repository())
     typer.echo(f"{folder}: {there} pictures, {drawn} of them drawn now, {steps} steps, by {called}")
 
 

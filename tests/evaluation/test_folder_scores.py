@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from sana_sprint import storage
 from sana_sprint.evaluation import (
     clip_judge,
+    folder_distances,
     folder_draw,
     folder_page,
     folder_protocol,
@@ -31,7 +32,7 @@ from tests.evaluation import test_colours, test_detector
 
 SIZE = {"width": 64, "height": 64}
 DRAWN = {
-    "seed": 0, "guidance": 3.0, "max_tokens": 16, "instruction": "none", "precision": "float32",
+    "seed": 0, "guidance": 3.0, "max_tokens": 16, "pictures_a_call": 4, "instruction": "none", "precision": "float32",
     "times": {"1": [1.5708, 0.0], "2": [1.5708, 1.0, 0.0]},
 }  # fmt: skip
 DEMANDS = [
@@ -96,9 +97,9 @@ def protocol_file(place, **changes):
     return path
 
 
-def sampled(place, root, student, kind, steps=1, batch=4):
+def sampled(place, root, student, kind, steps=1):
     folder = place / "pictures"
-    return folder, folder_draw.run(protocol_file(place, kind=kind), student, folder, steps, batch, root)
+    return folder, folder_draw.run(protocol_file(place, kind=kind), student, folder, steps, root)
 
 
 def score(place, root, folder, cache="cache", **changes):
@@ -116,23 +117,37 @@ def pictures(tmp_path, root, sprint_folder):
     return sampled(tmp_path, root, sprint_folder, "geneval")[0]
 
 
-def test_pictures_of_a_protocol_are_the_same_in_any_batch_and_only_missing_ones_are_drawn(
-    tmp_path, root, sprint_folder
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def with_threads(monkeypatch, owner, name, counts):
+    """Has a function note the number of threads that it computes with."""
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: counts.append(torch.get_num_threads()) or original(*a, **k))
+
+
+def test_only_missing_pictures_are_drawn_and_are_the_same_bytes_on_any_number_of_threads(
+    tmp_path, root, sprint_folder, two_threads
 ):
     folder, (drawn, there) = sampled(tmp_path, root, sprint_folder, "geneval")
     assert (drawn, there) == (6, 6)
-    first = {path.relative_to(folder): np.asarray(Image.open(path), int) for path in folder.glob("*/samples/*.png")}
+    first = {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/samples/*.png")}
+    pixels = [np.asarray(Image.open(folder / f"00000/samples/000{k}.png"), int) for k in (0, 1)]
     assert sorted(str(path) for path in first)[:3] == [
         f"{p}/samples/000{k}.png" for p, k in (("00000", 0), ("00000", 1), ("00001", 0))
     ]
     assert json.loads((folder / "00001/metadata.jsonl").read_text()) == DEMANDS[1]
     for name in list(first)[1:4]:
         (folder / name).unlink()
-    assert sampled(tmp_path, root, sprint_folder, "geneval", batch=2)[1] == (3, 6)
-    for name, pixels in first.items():
-        assert np.abs(np.asarray(Image.open(folder / name), int) - pixels).max() <= 1
-    same_prompt = [first[name] for name in first if str(name).startswith("00000")]
-    assert np.abs(same_prompt[0] - same_prompt[1]).max() > 5
+    torch.set_num_threads(1)
+    assert sampled(tmp_path, root, sprint_folder, "geneval")[1] == (3, 6)
+    assert {name: (folder / name).read_bytes() for name in first} == first
+    assert np.abs(pixels[0] - pixels[1]).max() > 5  # of one prompt
 
 
 def test_a_folder_drawn_otherwise_is_refused(tmp_path, root, sprint_folder):
@@ -181,6 +196,14 @@ def test_nothing_is_looked_at_twice_and_a_line_cut_by_a_kill_is_looked_at_again(
     assert looks == [2, 1]
 
 
+def test_judges_look_with_one_thread_however_many_there_are(tmp_path, root, pictures, monkeypatch, two_threads):
+    counts = []
+    with_threads(monkeypatch, geneval_judge.GenEval, "look", counts)
+    score(tmp_path, root, pictures, kind="geneval")
+    assert counts == [1] * 6
+    assert torch.get_num_threads() == 2
+
+
 def test_the_digest_covers_weights_demands_and_content(tmp_path, root, pictures):
     base = score(tmp_path, root, pictures, kind="geneval")["protocol_digest"]
     shutil.copytree(root, tmp_path / "other")
@@ -204,6 +227,9 @@ def test_pictures_drawn_otherwise_or_of_another_size_do_not_pass_by_the_cache(tm
     score(tmp_path, root, pictures, kind="geneval")
     other = DRAWN | {"guidance": 4.0, "times": {"1": [1.5, 0.0]}}
     assert "drawn with other guidance, times than" in refused(tmp_path, root, pictures, kind="geneval", drawn=other)
+    fewer = DRAWN | {"pictures_a_call": 2}
+    told = refused(tmp_path, root, pictures, kind="geneval", drawn=fewer)
+    assert "drawn with other pictures_a_call than the protocol says" in told
     large = {"width": 128, "height": 128}
     assert "64 x 64 px, the protocol asks for 128 x 128" in refused(
         tmp_path, root, pictures, kind="geneval", size_px=large
@@ -242,9 +268,16 @@ def test_results_are_read_as_genevals_own_summary_reads_them(tmp_path, root, pic
     assert json.loads(table["metadata"][2]) == DEMANDS[1]
 
 
-def test_distances_are_those_of_the_features_and_looked_at_once(tmp_path, root, sprint_folder, monkeypatch):
+def test_distances_are_those_of_the_features_and_looked_at_once(
+    tmp_path, root, sprint_folder, monkeypatch, two_threads
+):
+    counts = []
+    with_threads(monkeypatch, folder_distances, "features", counts)
+    with_threads(monkeypatch, folder_distances, "measured", counts)
     folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
     found = score(tmp_path, root, folder, kind="distances")
+    assert counts == [1] * 5
+    torch.set_num_threads(1)
     captions = json.loads((root / "data/source/real/meta_data.json").read_text())
     net, clip = inception.load(root / "data/weights/inception"), clip_judge.load(root / "data/weights/clip")
 
@@ -299,8 +332,9 @@ def test_a_folder_that_does_not_fit_geneval_is_named(tmp_path, root, pictures, s
 def test_an_empty_folder_is_named(tmp_path, root):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert f"{empty}: 0 folders of prompts, the protocol asks for 3" in refused(tmp_path, root, empty, kind="geneval")
-    assert f"{empty}/animals/00: no picture of that name" in refused(tmp_path, root, empty, kind="distances")
+    for kind in ("geneval", "distances"):
+        told = refused(tmp_path, root, empty, kind=kind)
+        assert f"{empty}: empty, no picture (.png, .jpg, .jpeg, .webp) lies in it; draw some by" in told
 
 
 def test_weights_that_are_cut_are_named(tmp_path, root, pictures):
@@ -359,20 +393,18 @@ def test_the_protocols_that_ship_can_be_read(request):
 def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twice(tmp_path, root, sprint_folder):
     file = protocol_file(tmp_path, kind="geneval")
     cache = tmp_path / "cache"
-    found = folder_student.run([file], sprint_folder, cache, root, batch=4)
+    found = folder_student.run([file], sprint_folder, cache, root)
     pictures = {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")}
     assert len(pictures) == 2 * 6
     for steps in ("1", "2"):
-        folder, drawn = tmp_path / steps, folder_draw.run(file, sprint_folder, tmp_path / steps, int(steps), 2, root)
+        folder, drawn = tmp_path / steps, folder_draw.run(file, sprint_folder, tmp_path / steps, int(steps), root)
         assert drawn == (6, 6)
         alone = score(tmp_path, root, folder, kind="geneval")
         assert found["protocol"][steps]["scores"] == alone["scores"]
         assert found["protocol"][steps]["protocol_digest"] == alone["protocol_digest"]
-    assert (
-        folder_student.headline(found)["protocol/overall_2_step"]
-        == found["protocol"]["2"]["scores"]["overall"]["value"]
-    )
-    assert folder_student.run([file], sprint_folder, cache, root, batch=4) == found
+    told = folder_student.headline(found)["protocol/overall_2_step"]
+    assert told == found["protocol"]["2"]["scores"]["overall"]["value"]
+    assert folder_student.run([file], sprint_folder, cache, root) == found
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")} == pictures
 
 

@@ -80,7 +80,7 @@ def test_sample_draws_with_two_workers_what_it_draws_with_one(sprint_folder, tmp
     for workers in ("2", "1"):
         monkeypatch.setenv("SANA_SPRINT_WORKERS", workers)
         folder = tmp_path / f"by-{workers}"
-        assert folder_draw.run(protocol, sprint_folder, folder, 1, 4, tmp_path) == (6, 6)
+        assert folder_draw.run(protocol, sprint_folder, folder, 1, tmp_path) == (6, 6)
         pictures.append([path.read_bytes() for path in sorted(folder.glob("*/samples/*.png"))])
     assert pictures[0] == pictures[1]
     assert len(np.unique(pictures[0])) == 6

@@ -1,7 +1,7 @@
 """Pictures for a protocol by a student, in the layout that is scored: what `sana-sprint sample` draws.
 
 A picture is a file, written whole; a run that was cut short draws the ones that are missing. Its noise depends on seed,
-prompt and number alone, never on batch or order. One command draws in a folder at a time, with as many workers as
+prompt and number alone, and a call of the network holds the same pictures whatever is missing. One command draws in a folder at a time, with as many workers as
 SANA_SPRINT_WORKERS says.
 """
 
@@ -38,7 +38,7 @@ class Target:
     number: int
 
 
-def run(protocol_file: Path, model: Path, folder: Path, steps: int, batch: int, root: Path) -> tuple[int, int]:
+def run(protocol_file: Path, model: Path, folder: Path, steps: int, root: Path) -> tuple[int, int]:
     """Draws what is missing in `folder`; returns how many pictures were drawn and how many there are. Raises ValueError
     for a step count without times, and for a folder whose pictures were drawn otherwise."""
     protocol = folder_protocol.load(protocol_file)
@@ -72,7 +72,7 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, batch: int, 
         steps=steps,
         seed=protocol.drawn.seed,
         precision=protocol.drawn.precision,
-        at_once=batch,
+        at_once=protocol.drawn.pictures_a_call,
         prompts=[Prompt(one.number, "", one.caption, "", "", {}) for one in targets],
     )
     return draw(order, targets), len(targets)

@@ -33,12 +33,14 @@ class Size(Section):
 
 class Drawn(Section):
     """How `sana-sprint sample` draws the pictures; nobody can read it off one made elsewhere. The noise of picture k of
-    prompt i and of each step is a function of (seed, i, k, step) alone. `instruction: pipeline` puts SANA's complex
-    human instruction, as the stock pipeline has it, before each prompt."""
+    prompt i and of each step is a function of (seed, i, k, step) alone. `pictures_a_call` neighbouring pictures go
+    through a network together, which changes their last bits. `instruction: pipeline` puts SANA's complex human
+    instruction, as the stock pipeline has it, before each prompt."""
 
     seed: NonNegative
     guidance: Scale
     max_tokens: Positive
+    pictures_a_call: Positive
     instruction: Literal["pipeline", "none"]
     precision: Literal["float32", "bf16-mixed"]
     times: dict[str, list[float]]

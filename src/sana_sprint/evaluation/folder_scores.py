@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.evaluation import folder_distances, folder_draw, folder_geneval, folder_protocol, latency
+from sana_sprint.evaluation import (
+    folder_distances,
+    folder_draw,
+    folder_geneval,
+    folder_pictures,
+    folder_protocol,
+    latency,
+)
+from sana_sprint.models import threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,20 +23,24 @@ if TYPE_CHECKING:
 
 def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str, Any]:
     """Returns {"protocol", "protocol_digest", "pictures", "scores", "drawn", "machine"}, for GenEval also "looked", a
-    line per picture; "drawn" is None of pictures made elsewhere. Raises ValueError naming the file for whatever does
-    not fit the protocol."""
+    line per picture; "drawn" is None of pictures made elsewhere. They are the same on any number of cores. Raises
+    ValueError naming the file for whatever does not fit the protocol."""
     protocol = folder_protocol.load(protocol_file)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name a folder of pictures")
+    if not any(path.suffix in folder_pictures.KINDS for path in folder.rglob("*")):
+        kinds = ", ".join(folder_pictures.KINDS)
+        raise ValueError(f"{folder}: empty, no picture ({kinds}) lies in it; draw some by `sana-sprint sample`")
     path = folder / folder_draw.DRAWN
     drawn = storage.read_json(path) if path.is_file() else None
     if drawn is not None:
         check(drawn, protocol, path)
     how = None if drawn is None else protocol.drawn.model_dump()  # of pictures made elsewhere nobody knows
-    if isinstance(protocol, folder_protocol.GenEval):
-        found = folder_geneval.run(protocol, folder, cache, root, {"drawn": how})
-    else:
-        found = folder_distances.run(protocol, folder, cache, root, {"drawn": how})
+    with threads.one():
+        if isinstance(protocol, folder_protocol.GenEval):
+            found = folder_geneval.run(protocol, folder, cache, root, {"drawn": how})
+        else:
+            found = folder_distances.run(protocol, folder, cache, root, {"drawn": how})
     return found | {"drawn": drawn, "machine": latency.machine()}
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def run(files: Sequence[Path], student: Path, cache: Path, root: Path, batch: int) -> dict[str, Any]:
+def run(files: Sequence[Path], student: Path, cache: Path, root: Path) -> dict[str, Any]:
     """Returns {protocol: {steps: {"protocol_digest", "pictures", "scores"}}} of a student's folder, for every step
     count that a protocol has times for. Its pictures are kept under `cache`; deleting them is always safe."""
     found: dict[str, Any] = {}
@@ -23,7 +23,7 @@ def run(files: Sequence[Path], student: Path, cache: Path, root: Path, batch: in
         found[file.stem] = {}
         for steps in protocol.drawn.times:
             pictures = cache / f"{file.stem}-{key}-{steps}"
-            folder_draw.run(root / file, student, pictures, int(steps), batch, root)
+            folder_draw.run(root / file, student, pictures, int(steps), root)
             scored = folder_scores.run(root / file, pictures, cache / "looked", root)
             found[file.stem][steps] = {name: scored[name] for name in ("protocol_digest", "pictures", "scores")}
     return found
