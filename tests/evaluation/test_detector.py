@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sana_sprint.evaluation import detector
 from sana_sprint.evaluation.detector import Sizes
@@ -305,9 +306,37 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         detector.load(tmp_path / "clip")
 
 
-def test_weights_that_are_missing_are_named_and_never_random(tmp_path):
-    from safetensors.torch import load_file, save_file
+def cut(path):
+    path.write_text(path.read_text()[:-30])
 
+
+def of_another_shape(path):
+    weights = load_file(path)
+    weights["class_predictor.bias"] = torch.zeros(3)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "told"),
+    [
+        ("config.json", cut, "config.json: not valid JSON ("),
+        ("config.json", lambda path: path.write_text("[]"), "config.json: no JSON object"),
+        ("preprocessor_config.json", cut, "preprocessor_config.json: not valid JSON ("),
+        ("model.safetensors", of_another_shape, "model.safetensors: 1 weights of another shape than config.json gives"),
+        ("model.safetensors", of_another_shape, "(class_predictor.bias: [3] for [5])"),
+    ],
+)
+def test_a_file_that_is_cut_or_does_not_fit_is_named_in_one_line(tmp_path, name, spoil, told):
+    spoil(made_folder(tmp_path / "mine") / name)
+    with pytest.raises(ValueError) as error:  # noqa: PT011  looked at below
+        detector.load(tmp_path / "mine")
+    assert str(error.value).startswith(f"{tmp_path}/mine/{name}: ")
+    assert told in str(error.value)
+    assert str(error.value).endswith("; fetch the folder again")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_missing_are_named_and_never_random(tmp_path):
     path = made_folder(tmp_path) / "model.safetensors"
     weights = load_file(path)
     weights.pop("class_predictor.weight")

@@ -356,19 +356,30 @@ def test_what_does_not_fit_distances_is_named(tmp_path, root, sprint_folder):
     (folder / "people/10.png").unlink()
     assert "people/10: no picture of that name" in refused(tmp_path, root, folder, kind="distances")
     assert "no such folder" in refused(tmp_path, root, tmp_path / "none", kind="distances")
+    told = refused(tmp_path, root, folder, kind="distances", captions="none.json")
+    assert "real/none.json: no such file; put the captions there as MJHQ-30K's meta_data.json has them" in told
     other = root / "data/source/real/other.json"
+    other.write_text('{"00": {"category"')
+    told = refused(tmp_path, root, folder, kind="distances", captions="other.json")
+    assert re.search(r"other\.json: not valid JSON .*; put the captions there as MJHQ-30K", told)
     storage.write_json(other, json.loads((other.parent / "meta_data.json").read_text()) | {"00": {"category": ".."}})
     assert "00: expected a category and a prompt" in refused(
         tmp_path, root, folder, kind="distances", captions="other.json"
     )
 
 
-@pytest.mark.parametrize("judge", ["detector", "clip"])
-def test_weights_that_are_missing_or_others_are_named(tmp_path, root, pictures, judge):
+@pytest.mark.parametrize(
+    ("kind", "judge"),
+    [("geneval", "detector"), ("geneval", "clip"), ("distances", "inception"), ("distances", "clip")],
+)
+def test_weights_that_are_missing_or_others_are_named_with_the_files_expected(tmp_path, root, pictures, kind, judge):
+    folder = pictures if kind == "geneval" else root / "data/source/real"
     missing = WEIGHTS[judge] | {"folder": "data/weights/none"}
-    assert "data/weights/none: no such folder" in refused(tmp_path, root, pictures, kind="geneval", **{judge: missing})
+    told = refused(tmp_path, root, folder, kind=kind, **{judge: missing})
+    assert f"{root}/data/weights/none: no such folder; it must hold" in told
+    assert [path.name for path in (root / "data/weights" / judge).iterdir() if path.name not in told] == []
     other = WEIGHTS[judge] | {"sha256": "0" * 64}
-    assert "the protocol asks for 000" in refused(tmp_path, root, pictures, kind="geneval", **{judge: other})
+    assert "the protocol asks for 000" in refused(tmp_path, root, folder, kind=kind, **{judge: other})
 
 
 def test_a_protocol_file_is_strict(tmp_path, root, pictures):
@@ -388,6 +399,16 @@ def refused_file(path):
 def test_the_protocols_that_ship_can_be_read(request):
     for path in (request.config.rootpath / "profiles/protocols").glob("*.yaml"):
         assert folder_protocol.load(path).drawn.instruction == "pipeline"
+
+
+def test_the_other_clip_of_the_literature_is_another_protocol_on_the_same_pictures(request):
+    one, other = (
+        folder_protocol.load(request.config.rootpath / f"profiles/protocols/{name}.yaml").model_dump()
+        for name in ("mjhq", "mjhq-b32")
+    )
+    assert one.pop("clip")["folder"].endswith("clip-vit-large-patch14")
+    assert other.pop("clip")["folder"].endswith("clip-vit-base-patch32")
+    assert one == other
 
 
 def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twice(tmp_path, root, sprint_folder):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from sana_sprint import storage
-from sana_sprint.evaluation import fitting, weights
+from sana_sprint.evaluation import fitting, judge_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
     from sana_sprint.config import TrainJudge
 
-RESIZE = "shorter edge bicubic with antialiasing (Pillow), square from the centre, pixels / 255, mean and deviation"
+RESIZE = (
+    "shorter edge bicubic with antialiasing (Pillow), the longer one rounded down, square from the centre, "
+    "pixels / 255, mean and deviation"
+)
+AS_CLIP = {"resample": 3, "do_resize": True, "do_center_crop": True, "do_normalize": True}  # 3: bicubic
+REMEDY = "copy the folder again, or run `dvc repro -f judge` if it is data/models/judge"
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 
 
@@ -91,8 +96,7 @@ def cropped(picture: np.ndarray, edge: int, crop: int) -> np.ndarray:
     """
     height, width = picture.shape[:2]
     if min(height, width) != edge:
-        scale = edge / min(height, width)
-        size = (max(round(width * scale), edge), max(round(height * scale), edge))
+        size = (edge * width // min(height, width), edge * height // min(height, width))
         picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
         height, width = picture.shape[:2]
     top, left = (height - crop) // 2, (width - crop) // 2
@@ -103,20 +107,32 @@ def load(folder: Path) -> Clip:
     """Returns the CLIP of a local folder. Raises ValueError naming the folder and what it lacks or cannot be read."""
     from transformers import AutoTokenizer, CLIPModel
 
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder}: no {name}; it must be a transformers CLIPModel folder with safetensors weights"
-            )
-    with weights.readable(folder, "copy the folder again, or run `dvc repro -f judge` if it is data/models/judge"):
-        model, loading = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    judge_folder.content(folder, "config.json", "CLIPModel", REMEDY)
+    preprocessor = judge_folder.content(folder, "preprocessor_config.json", "CLIPModel", REMEDY)
+    model = judge_folder.network(CLIPModel, folder, REMEDY)
+    side = model.config.vision_config.image_size
+    if not prepares(preprocessor, side):
+        raise ValueError(
+            f"{folder / 'preprocessor_config.json'}: must have size, crop_size, image_mean and image_std that make a "
+            f"picture {side} x {side} px as CLIP does, bicubic and cut from the centre; {REMEDY}"
         )
+    try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
-    if lacking:
-        raise ValueError(f"{folder}/model.safetensors: lacks {len(lacking)} of a CLIPModel's weights ({lacking[0]})")
-    return Clip(model.eval(), tokenizer, storage.read_json(folder / "preprocessor_config.json"))
+    except Exception as error:  # noqa: BLE001  tokenizers raises it bare
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: no tokenizer.json that can be read ({reason:.200}); {REMEDY}") from None
+    return Clip(model, tokenizer, preprocessor)
+
+
+def prepares(preprocessor: dict[str, Any], side: int) -> bool:
+    """Tells whether a preprocessor_config.json brings pictures to side x side px in CLIP's own way."""
+    if any(preprocessor.get(key, value) != value for key, value in AS_CLIP.items()):
+        return False
+    try:
+        x = prepared([np.zeros((side, 2 * side, 3), np.uint8)], preprocessor)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return False
+    return x.shape == (1, 3, side, side)
 
 
 def make_tokenizer(captions: Sequence[str], vocabulary: int, max_tokens: int) -> Any:

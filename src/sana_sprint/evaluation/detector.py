@@ -7,7 +7,6 @@ Shapes: Q queries, C classes; mask logits are (h, w) as the network gives them, 
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from sana_sprint.evaluation import weights
+from sana_sprint.evaluation import judge_folder
 from sana_sprint.evaluation.geneval import Found
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
+REMEDY = "fetch the folder again"
 MOST_DETECTIONS = 100  # mmdetection, configs/mask2former/mask2former_r50_lsj_8x2_50e_coco.py, test_cfg.max_per_image
 EMPTY_MASK = 1e-6  # mmdetection's guard of the mean over a mask
 GENEVAL_NAMES = {
@@ -134,20 +134,12 @@ def load(folder: Path, size: dict[str, int] | None = None) -> Detector:
     folder's preprocessor says). Raises ValueError naming the folder and what it lacks or is instead."""
     from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil
 
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name}; it must be a transformers {ARCHITECTURE} folder with safetensors")
-    config = json.loads((folder / "config.json").read_text())
+    config = judge_folder.content(folder, "config.json", ARCHITECTURE, REMEDY)
     architecture = ", ".join(config.get("architectures") or [str(config.get("model_type"))])
     if architecture != ARCHITECTURE:
-        raise ValueError(f"{folder}: holds {architecture}, the detector must be {ARCHITECTURE}")
-    with weights.readable(folder, "fetch it again"):
-        model, loading = Mask2FormerForUniversalSegmentation.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    lacking = sorted(set(loading["missing_keys"]) & {name for name, _ in model.named_parameters()})
-    if lacking:
-        raise ValueError(f"{folder}/model.safetensors: lacks {len(lacking)} weights ({lacking[0]}); fetch it again")
+        raise ValueError(f"{folder}: holds {architecture}, the detector must be {ARCHITECTURE}; {REMEDY}")
+    judge_folder.content(folder, "preprocessor_config.json", ARCHITECTURE, REMEDY)
+    model = judge_folder.network(Mask2FormerForUniversalSegmentation, folder, REMEDY)
     processor = Mask2FormerImageProcessorPil.from_pretrained(folder, local_files_only=True)
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return Detector(model.eval(), processor, tuple(GENEVAL_NAMES.get(label, label) for label in labels), size)
+    return Detector(model, processor, tuple(GENEVAL_NAMES.get(label, label) for label in labels), size)

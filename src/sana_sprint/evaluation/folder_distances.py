@@ -92,11 +92,11 @@ def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[st
     """Returns FID, KID and precision and recall on Inception features, FID and CMMD on CLIP's, the CLIP score, and FID
     and CLIP score per category."""
     asked = pairs(protocol, folder, root)
-    weights = {name: folder_protocol.weights(getattr(protocol, name), root) for name in ("inception", "clip")}
+    weights = folder_protocol.weights(protocol, root)
     real = storage.digest_of([storage.digest(pair.real) for pair in asked])
     described = protocol.model_dump() | weights | {"real": real, "captions_asked": [pair.caption for pair in asked]}
     described |= how
-    described["resize"] = "Inception: bilinear to 299 px, no antialiasing; CLIP: bicubic as its preprocessor says"
+    described["resize"] = f"Inception: bilinear to 299 px, no antialiasing; CLIP: {clip_judge.RESIZE}"
     clip = clip_judge.load(root / protocol.clip.folder)
     network = inception.load(root / protocol.inception.folder).to(generate.device())
     clip.model.to(generate.device())
@@ -106,7 +106,7 @@ def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[st
     }
     seen: dict[str, dict[str, Tensor]] = {}
     for name, net in nets.items():
-        where = cache / f"features-{weights[name]['sha256'][:16]}"
+        where = cache / f"features-{storage.digest_of([weights[name]['sha256'], described['resize']])[:16]}"
         sized = where / f"{protocol.size_px.width}x{protocol.size_px.height}"  # what lies there had this size
         seen[name] = {
             "real": features([p.real for p in asked], net, where, protocol.batch, None, f"{name}, real"),

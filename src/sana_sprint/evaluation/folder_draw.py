@@ -1,8 +1,8 @@
 """Pictures for a protocol by a student, in the layout that is scored: what `sana-sprint sample` draws.
 
 A picture is a file, written whole; a run that was cut short draws the ones that are missing. Its noise depends on seed,
-prompt and number alone, and a call of the network holds the same pictures whatever is missing. One command draws in a folder at a time, with as many workers as
-SANA_SPRINT_WORKERS says.
+prompt and number alone, and a call of the network holds the same pictures whatever is missing. One command draws in a
+folder at a time, with as many workers as SANA_SPRINT_WORKERS says.
 """
 
 from __future__ import annotations

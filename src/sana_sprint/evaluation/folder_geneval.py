@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from sana_sprint import storage
-from sana_sprint.evaluation import folder_pictures, folder_protocol, geneval, geneval_judge, tally
+from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, geneval, geneval_judge, tally
 from sana_sprint.evaluation.protocol import Prompt
 from sana_sprint.maths import metrics
 
@@ -84,9 +84,10 @@ def run(protocol: GenEval, folder: Path, cache: Path, root: Path, how: dict[str,
     """Returns GenEval's scores of a folder in its own layout, and what was seen in every picture; `how` is what the
     protocol's digest says of the drawing."""
     asked = samples(protocol, folder)
-    weights = {name: folder_protocol.weights(getattr(protocol, name), root) for name in ("detector", "clip")}
+    weights = folder_protocol.weights(protocol, root)
     demands = [sample.prompt.demand for sample in asked]
     terms = {"rules": geneval.RULES, "detector_size": protocol.detector_size, "size_px": protocol.size_px.model_dump()}
+    terms |= {"clip_resize": clip_judge.RESIZE}
     described = protocol.model_dump() | weights | terms | {"demands": storage.digest_of(demands)} | how
     digest = storage.digest_of(described)
     judge = geneval_judge.load(root / protocol.detector.folder, root / protocol.clip.folder, protocol.detector_size)

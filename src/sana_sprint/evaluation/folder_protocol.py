@@ -6,7 +6,8 @@ the reference pictures' or prompts' files, and the rules of this code that have 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -15,6 +16,14 @@ from sana_sprint.config import NonNegative, Positive, Scale, Section
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+FILES = {
+    "detector": "config.json, preprocessor_config.json and model.safetensors of a Mask2FormerForUniversalSegmentation",
+    "clip": "config.json, preprocessor_config.json, tokenizer.json, tokenizer_config.json and model.safetensors of a "
+    "CLIPModel",
+    "inception": "model.safetensors with the Inception v3 of FID",
+}  # in the folder of each judge
 
 
 class Weights(Section):
@@ -103,7 +112,7 @@ def captions(protocol: Distances, root: Path) -> dict[str, dict[str, str]]:
     """Returns the captions of the reference folder by name, in the order of names. Raises ValueError naming what is
     wrong."""
     path = root / protocol.reference / protocol.captions
-    found = storage.read_json(path)
+    found = read_captions(path)
     if len(found) != protocol.pictures:
         raise ValueError(f"{path}: {len(found)} captions, the protocol asks for {protocol.pictures}")
     for name, one in found.items():
@@ -112,18 +121,36 @@ def captions(protocol: Distances, root: Path) -> dict[str, dict[str, str]]:
     return dict(sorted(found.items()))
 
 
+def read_captions(path: Path) -> dict[str, Any]:
+    """Returns what a file of captions holds. Raises ValueError naming it when it is missing or no JSON object."""
+    remedy = "put the captions there as MJHQ-30K's meta_data.json has them, see README, section Protocols"
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: no JSON object; {remedy}")
+    return found
+
+
 def inside(*parts: str) -> bool:
     """Tells whether names stay in their folder: no path, no way up."""
     return all(isinstance(part, str) and part not in ("", ".", "..") and "/" not in part for part in parts)
 
 
-def weights(asked: Weights, root: Path) -> dict[str, str]:
-    """Returns {"folder", "sha256"} of a judge's weights. Raises ValueError naming the folder when it is missing or is
-    another than the protocol asks for."""
-    folder = root / asked.folder
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; put the judge's weights there, see README, section Protocols")
-    found = storage.digest(folder)
-    if asked.sha256 not in (None, found):
-        raise ValueError(f"{folder}: its sha256 is {found}, the protocol asks for {asked.sha256}")
-    return {"folder": asked.folder, "sha256": found}
+def weights(protocol: GenEval | Distances, root: Path) -> dict[str, dict[str, str]]:
+    """Returns {judge: {"folder", "sha256"}} of the weights of all judges of a protocol. Raises ValueError naming the
+    folder when it is missing, with the files that belong there, or when it is another than the protocol asks for."""
+    found = {}
+    for judge in [name for name in FILES if name in type(protocol).model_fields]:
+        asked: Weights = getattr(protocol, judge)
+        folder = root / asked.folder
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; it must hold {FILES[judge]}, see README, section Protocols")
+        sha256 = storage.digest(folder)
+        if asked.sha256 not in (None, sha256):
+            raise ValueError(f"{folder}: its sha256 is {sha256}, the protocol asks for {asked.sha256}")
+        found[judge] = {"folder": asked.folder, "sha256": sha256}
+    return found
