@@ -9,7 +9,6 @@ from PIL import Image
 
 from sana_sprint import config, storage
 from sana_sprint.evaluation import plots, schedule
-from sana_sprint.models import threads
 from sana_sprint.registry import track
 
 
@@ -23,13 +22,14 @@ def main() -> None:
     models, plot = Path("data/models"), Path(f"data/plots/schedule-{size}.png")
     sections = {"schedule": params, "evaluate": judged, "sampling": sampling, "trigflow": trigflow}
     with track.stage("schedule", size, **sections) as run:
-        threads.use_fastest()
         student = schedule.Student(models / "student" / size, Path("data/raw"), models / "judge")
         found = schedule.run(params, judged, sampling, trigflow.sigma_d, student)
-        storage.write_json(models / f"schedule/{size}.json", found)
+        lists = models / f"schedule/{size}.json"
+        storage.write_json(lists, found)
         storage.write_json(Path(f"data/metrics/schedule-{size}.json"), found["gains"])
         plots.schedule(found, plot)
-        run.metrics({f"{name}/{k}_step": part["value"] for k, g in found["gains"].items() for name, part in g.items()})
+        run.file(lists)
+        run.metrics(schedule.headline(found))
         run.picture(Image.open(plot), f"schedule/{size}")
     for steps, times in found["times"].items():
         print(f"schedule {size}  {steps} steps: {', '.join(f'{t:g}' for t in times)}")

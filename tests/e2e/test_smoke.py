@@ -74,6 +74,14 @@ def test_one_parent_run_holds_a_finished_child_per_stage(finished):
     assert parent in names
 
 
+def test_a_schedule_is_recorded_with_the_errors_of_its_gains_and_the_lists_themselves(finished):
+    run = "select m.key from metrics m join runs r on r.run_uuid = m.run_uuid where r.name = 'schedule small'"
+    assert {key for (key,) in rows(finished.clone, run)} >= {"schedule.2.gain", "schedule.2.gain_se"}
+    ((run_id,),) = rows(finished.clone, "select run_uuid from runs where name = 'schedule small'")
+    (kept,) = (finished.clone.root / "data/mlflow").glob(f"**/{run_id}/artifacts/small.json")
+    assert kept.read_bytes() == (finished.clone.root / "data/models/schedule/small.json").read_bytes()
+
+
 def test_params_and_curves_over_steps_are_recorded(finished):
     run = "select r.name, count(distinct m.step) from metrics m join runs r on r.run_uuid = m.run_uuid "
     curves = dict(rows(finished.clone, run + "where m.step > 0 group by r.name"))

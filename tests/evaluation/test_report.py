@@ -156,6 +156,41 @@ def test_public_protocols_have_a_table_of_their_own(data):
         assert words in text
 
 
+def a_schedule(shared):
+    """What stage schedule writes, as far as the page shows it."""
+    gains = {
+        name: {"value": value, "se": 0.02} for name, value in (("found", 0.52), ("baseline", 0.48), ("gain", 0.04))
+    }
+    return {
+        "times": {"1": [1.57, 0.0], "2": [1.5, 0.9, 0.0], "3": [1.5, 0.9, 0.4, 0.0]},
+        "found": {"1": [1.5, 0.0], "2": [1.5, 0.9, 0.0], "3": [1.5, 0.9, 0.4, 0.0]},
+        "baseline": {"1": [1.57, 0.0], "2": [1.5683, 1.3, 0.0]},
+        "measure": "overall",
+        "captions": {"tried": 213, "checked": 147, "in_both": 3, "shared_with_evaluate": shared},
+        "gains": {"1": gains, "2": gains},
+        "protocol_digest": "e" * 64,
+    }
+
+
+def test_times_that_were_found_stand_beside_the_baselines_with_their_gain(data):
+    assert "Times of the steps" not in make(data)[1]
+    storage.write_json(data / "models/schedule/base.json", a_schedule(12))
+    page = Page(make(data)[1])
+    assert "Times, base" in {a.get("aria-label") for _, a in page.tags}
+    assert "Times, small" not in {a.get("aria-label") for _, a in page.tags}
+    (words,) = [line for line in page.text.splitlines() if "prompts of the training split" in line]
+    assert "Sought on 213 prompts of the training split and compared on 147 others (3 captions are in both)" in words
+    assert "12 of the training split's captions are evaluate's as well" in words
+    assert words.endswith("Protocol of the search: eeeeeeeeeeee.")
+    table = report_tables.schedule("base", a_schedule(0))
+    assert table["rows"] == [
+        ["1", "1.5", "1.57", "0.520 ± 0.020", "0.480 ± 0.020", "+0.040 ± 0.020", "baseline"],
+        ["2", "1.5, 0.9", "1.5683, 1.3", "0.520 ± 0.020", "0.480 ± 0.020", "+0.040 ± 0.020", "found"],
+        ["3", "1.5, 0.9, 0.4", "-", "-", "-", "-", "found"],
+    ]
+    assert "None of their captions is evaluate's." in table["words"]
+
+
 def test_champion_and_ablation_stand_in_the_page_where_there_are_any(data):
     _, text = make(data)
     assert "Against the champion" not in text

@@ -8,6 +8,7 @@ from playwright.sync_api import sync_playwright
 
 from sana_sprint import config, storage
 from sana_sprint.evaluation import comparison, report, report_gallery
+from tests.evaluation import test_report
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
@@ -35,6 +36,7 @@ def page_file(report_data, tmp_path_factory):
         seen = [{"label": "red circle", "box": [8, 16, 40, 60]}]
         verdict.update(right=number % 3 == 0, reason="" if number % 3 == 0 else "no heron", seen=seen)
     storage.write_json(path, content)
+    storage.write_json(data / "models/schedule/base.json", test_report.a_schedule(12))
     champion = {"title": "base against m-base 3", "words": "One protocol.", "head": ["steps"], "rows": [["1"]]}
     params = config.Report(title="Tests", prompts=6)
     report.run(params, data, data / "reports/index.html", data / "plots/curves", [champion])

@@ -119,8 +119,40 @@ def test_the_result_has_lists_for_every_step_count_and_gains_over_the_baseline(f
         assert gain["gain"]["value"] == pytest.approx(
             gain["found"]["value"] - gain["baseline"]["value"], abs=2e-6
         )  # rounded
+    assert found["baseline"] == PARAMS.baseline
     assert [len(trials) for trials in found["trials"].values()] == [2, 3, 2, 1]
-    assert run(folders) == found
+
+
+def test_the_search_is_the_same_twice_with_one_thread_however_many_there_are(found, folders, monkeypatch):
+    counts, before = [], torch.get_num_threads()
+    original = schedule.Draws.pictures
+    monkeypatch.setattr(schedule.Draws, "pictures", lambda *a: counts.append(torch.get_num_threads()) or original(*a))
+    torch.set_num_threads(2)
+    again = run(folders)
+    assert (set(counts), torch.get_num_threads()) == ({1}, 2)
+    torch.set_num_threads(before)
+    assert again == found
+
+
+def test_mlflow_gets_scores_and_gains_with_their_standard_errors(found):
+    told = schedule.headline(found)
+    assert len(told) == 2 * 3 * 2
+    for k in ("1", "2"):
+        for name, part in found["gains"][k].items():
+            assert (told[f"schedule.{k}.{name}"], told[f"schedule.{k}.{name}_se"]) == (part["value"], part["se"])
+
+
+def test_the_digest_of_a_search_covers_its_captions_noise_and_judge(found, folders):
+    assert found["protocol_digest"] == protocol.digest(found["protocol"])
+    assert found["protocol"]["tried"] != found["protocol"]["checked"]
+
+    def digest(params, judged):
+        return protocol.digest(schedule.describe(params, judged, SAMPLING, 0.5, folders.judge))
+
+    judged = [EVALUATE, *(EVALUATE.model_copy(update=change) for change in ({"judge": "none"}, {"batch": 9}))]
+    digests = {digest(PARAMS, one) for one in judged} | {digest(PARAMS.model_copy(update={"seed": 7}), EVALUATE)}
+    assert len(digests) == 4
+    assert digest(PARAMS, EVALUATE.model_copy(update={"latency_runs": 9})) in digests
 
 
 def test_a_list_whose_gain_is_within_its_error_where_it_was_sought_is_not_taken():

@@ -41,6 +41,7 @@ def run(
         "latency": report_tables.latency(results),
         "batches": report_tables.batches(results),
         "machine": next(iter(results.values()))["machine"],
+        "schedules": report_tables.schedules(data / "models/schedule", list(results)),
         "public": report_tables.public(results),
         "comparisons": comparisons,
         "ablation": report_tables.ablation(data / "reports/ablation/table.json"),

@@ -21,7 +21,7 @@ from sana_sprint import config, storage
 from sana_sprint.data import manifest
 from sana_sprint.evaluation import clip_judge, generate, judges, protocol, tally
 from sana_sprint.maths import metrics, sample, trigflow
-from sana_sprint.models import networks
+from sana_sprint.models import networks, threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,10 +63,18 @@ class Student:
 
 def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, student: Student) -> dict[str, Any]:
     """Returns the lists to draw with, those found, the trials behind them, and what they gain over schedule.baseline on
-    the captions tried and on captions kept apart, as JSON. A list that does not gain more than a standard error where
-    it was sought, where it looks at its best, is not taken: the baseline's is."""
+    the captions tried and on captions kept apart, as JSON, the same on any number of cores. A list that does not gain
+    more than a standard error where it was sought, where it looks at its best, is not taken: the baseline's is."""
     if params.seed == judged.seed:
         raise ValueError(f"schedule.seed: evaluate draws its noise by {params.seed} too; choose another")
+    with threads.one():
+        return compared(params, judged, sampling, sigma_d, student)
+
+
+def compared(
+    params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, student: Student
+) -> dict[str, Any]:
+    """Returns what `run` does, computed with the threads there are."""
     rows, shared = training_rows(student.raw, judged)
     tried, checked = prompts(rows, params, judged)
     loaded = generate.load(student.pipeline, sampling, sigma_d)
@@ -82,9 +90,16 @@ def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, 
     pairs = {k: (found[k], tuple(times[:-1])) for k, times in params.baseline.items()}
     on_tried = {k: gain(tried, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()}
     draws, marks = Draws(loaded, checked, params.seed, judged.batch), marks_of(judged.judge, student.judge, checked)[1]
+    described = describe(params, judged, sampling, sigma_d, student.judge) | {
+        name: storage.digest_of([prompt.public() | {"demand": prompt.demand} for prompt in asked])
+        for name, asked in (("tried", tried), ("checked", checked))
+    }
     return {
+        "protocol": described,
+        "protocol_digest": protocol.digest(described),
         "times": {k: [*times, 0.0] for k, times in taken(found, pairs, on_tried).items()},
         "found": {k: [*times, 0.0] for k, times in found.items()},
+        "baseline": params.baseline,
         "measure": measure,
         "captions": {
             "tried": len(tried),
@@ -96,6 +111,25 @@ def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, 
         "gains_where_sought": on_tried,
         "gains": {k: gain(checked, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()},
     }
+
+
+def describe(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, judge: Path) -> dict[str, Any]:
+    """Returns the protocol of the search as JSON types: all that its scores depend on but the student, its times and
+    the captions."""
+    return {
+        "seed": params.seed,
+        "pictures_a_call": judged.batch,
+        "judge": {"kind": judged.judge, "digest": storage.digest(judge)},
+        "student": {"guidance": sampling.guidance, "sigma_d": sigma_d},
+        "text": {"max_tokens": sampling.max_tokens, "instruction": sampling.instruction},
+        "size_px": {"height": sampling.height_px, "width": sampling.width_px},
+    }
+
+
+def headline(found: dict[str, Any]) -> dict[str, float]:
+    """Returns what MLflow keeps of a schedule: both scores and the gain by step count, with their standard errors."""
+    parts = {f"schedule.{k}.{name}": part for k, told in found["gains"].items() for name, part in told.items()}
+    return {name: part["value"] for name, part in parts.items()} | {f"{n}_se": p["se"] for n, p in parts.items()}
 
 
 def taken(
