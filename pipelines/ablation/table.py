@@ -22,16 +22,17 @@ def main() -> None:
     if AGAINST not in results:
         raise ValueError(f"{FOLDER}: no {AGAINST}.json to compare with; run `make ablation`")
     names = sorted(results, key=lambda name: (name != AGAINST, name))
+    check_protocols(results)
     rows = [row(name, results[name], results[AGAINST]) for name in names]
     storage.write_json(OUT / "table.json", rows)
-    storage.write_text(OUT / "table.md", markdown(rows))
+    storage.write_text(OUT / "table.md", f"{markdown(rows)}\n{told_of_protocols(rows)}\n")
     curves = {name: well(results[name])[0]["curves"] for name in names if well(results[name])}
     watched = ("student/grad_norm", "student/tangent_norm", "student/logvar", "heads/accuracy", "student/drift")
     plots.compared(curves, watched, OUT / "curves.png")
     words = (
         "Each row distils the base student again with some keys of the profile changed. Mean over seeds ± its standard "
         f"error (of one seed: over its prompts); gains over {AGAINST} are paired by seed. Curves are those of one "
-        "seed. A seed that fell ill and was given up counts under ill and in no mean."
+        f"seed. A seed that fell ill and was given up counts under ill and in no mean. {told_of_protocols(rows)}"
     )
     pages.write_experiment(OUT / "index.html", "Ablation", words, markdown(rows), [OUT / "curves.png"])
     print((OUT / "table.md").read_text())
@@ -40,6 +41,36 @@ def main() -> None:
 def well(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the seeds of a variant that ended with a student."""
     return [one for one in result["seeds"] if "scores" in one]
+
+
+def digests(result: dict[str, Any]) -> dict[int, str | None]:
+    """Returns the digest of the protocol that each seed was scored under, None where it was not kept."""
+    return {one["seed"]: one.get("protocol_digest") for one in well(result)}
+
+
+def check_protocols(results: dict[str, dict[str, Any]]) -> None:
+    """Raises ValueError naming a variant of which a seed was scored under another protocol than the one compared with,
+    or than the first that tells its own."""
+    in_turn = sorted(results, key=lambda name: name != AGAINST)
+    known = [(name, seed, digest) for name in in_turn for seed, digest in digests(results[name]).items() if digest]
+    for name, seed, digest in known:
+        first, _, wanted = known[0]
+        if digest != wanted:
+            raise ValueError(
+                f"{FOLDER / name}.json: seed {seed} was scored under protocol {digest:.12}, {first} by {wanted:.12}; "
+                f"run `dvc repro -f -s pipelines/ablation/dvc.yaml:variant@{name}`"
+            )
+
+
+def told_of_protocols(rows: list[dict[str, Any]]) -> str:
+    """Returns the line that tells the protocol of all rows, or which ones do not tell theirs."""
+    silent = [one["variant"] for one in rows if one["protocol_digest"] is None and one["seeds"] > one["ill"]]
+    if silent:
+        return (
+            f"Scored before protocol digests were kept, so that they may not compare: {', '.join(silent)}; run "
+            "`dvc repro -f -s pipelines/ablation/dvc.yaml:variant@NAME` for each."
+        )
+    return f"Protocol {rows[0]['protocol_digest'] or '-':.12}."
 
 
 def row(name: str, result: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +84,9 @@ def row(name: str, result: dict[str, Any], against: dict[str, Any]) -> dict[str,
         found = metrics.mean(torch.tensor([a - b for a, b in pairs]))._asdict() if pairs else None
         gains[steps] = found | {"se": None} if found and len(pairs) == 1 else found  # one pair tells of no spread
     ill = len(result["seeds"]) - len(own)
+    kept = set(digests(result).values())
     told = {"variant": name, "changes": result["changes"], "seeds": len(result["seeds"]), "ill": ill}
+    told["protocol_digest"] = kept.pop() if len(kept) == 1 else None
     return told | {"scores": scores, "gains": gains}
 
 

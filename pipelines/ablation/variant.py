@@ -119,6 +119,8 @@ def one_seed(name: str, shared: dict[str, Any], changes: dict[str, Any], seed: i
             scorer=watch if params.score_prompts else None,
         )
         told = {"key": key, "seed": seed} | outcome(task, start, score)
+    if "scores" in told:
+        told["protocol_digest"] = protocol_digest(score)
     storage.write_json(result, told)
     sys.stdout.write(f"ablation {name} seed {seed}: {told.get('scores', told.get('ill'))}\n")
 
@@ -134,6 +136,16 @@ def outcome(task: Any, start: Path, scorer: Any) -> dict[str, Any]:
     returns = checkpoints.state(task.final)["attempt"]
     curves = storage.read_json(task.curves)
     return {"scores": scored(scorer, job.averaged(task.final, start)), "returns": returns, "curves": curves}
+
+
+def protocol_digest(scorer: Any) -> str:
+    """Returns the digest of all that a seed's scores rest on but the student: prompts, noise, times, judge."""
+    from sana_sprint.evaluation import protocol
+
+    params, sampling = scorer.params, scorer.sampling
+    judge = {"kind": params.judge, "digest": storage.digest(scorer.judge)}
+    described = protocol.describe(scorer.score.prompts, params, sampling, scorer.sigma_d, judge, params.batch)
+    return protocol.digest(described | {"times": sampling.times})
 
 
 def cut(size: str, folder: Path) -> Path:

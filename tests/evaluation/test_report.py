@@ -191,17 +191,25 @@ def test_times_that_were_found_stand_beside_the_baselines_with_their_gain(data):
     assert "None of their captions is evaluate's." in table["words"]
 
 
+def ablation_words(data, rows):
+    storage.write_json(data / "reports/ablation/table.json", rows)
+    return report_tables.ablation(data / "reports/ablation/table.json")["words"]
+
+
 def test_champion_and_ablation_stand_in_the_page_where_there_are_any(data):
     _, text = make(data)
     assert "Against the champion" not in text
     assert "Ablation" not in text
     scores = {"1": {"value": 0.5, "se": 0.02}}
     rows = [
-        {"variant": "sprint", "seeds": 3, "ill": 0, "scores": scores, "gains": {"1": {"value": 0.0, "se": 0.0}}},
+        {"variant": "sprint", "seeds": 3, "ill": 0, "scores": scores, "gains": {"1": {"value": 0.0, "se": 0.0}}}
+        | {"protocol_digest": "a" * 64},
         {"variant": "scm", "seeds": 1, "ill": 1, "scores": {"1": None}, "gains": {"1": None}},
         {"variant": "long", "seeds": 1, "ill": 0, "scores": scores, "gains": {"1": {"value": 0.04, "se": None}}},
     ]
-    storage.write_json(data / "reports/ablation/table.json", rows)
+    assert "may not compare" in ablation_words(data, rows)
+    rows[2]["protocol_digest"] = "a" * 64
+    assert ablation_words(data, rows) == "Protocol aaaaaaaaaaaa."
     champion = {"title": "base against m-base version 3", "words": "One protocol.", "head": ["steps"], "rows": [["1"]]}
     page = Page(make(data, comparisons=[champion])[1])
     for words in ("base against m-base version 3", "sprint300.500 ± 0.020", "+0.040"):

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import math
+import types
 from pathlib import Path
 
 import pytest
@@ -62,11 +63,12 @@ def test_a_seed_that_is_done_is_not_done_again_unless_something_below_it_changed
     assert key_of(section, unhealed=False) != key
 
 
-def result(values):
+def result(values, digest="d" * 64):
     """Scores of seeds 0, 1, ... that are equal at every step count."""
     score = [{k: {"value": v, "se": 0.5} for k in ("1", "2", "4")} for v in values]
     curves = {"student/grad_norm": [[2, 1.0], [4, 0.5]]}
-    return {"changes": {}, "seeds": [{"seed": i, "scores": s, "curves": curves} for i, s in enumerate(score)]}
+    kept = {"curves": curves} | ({"protocol_digest": digest} if digest else {})
+    return {"changes": {}, "seeds": [{"seed": i, "scores": s} | kept for i, s in enumerate(score)]}
 
 
 @pytest.fixture
@@ -88,7 +90,9 @@ def test_the_table_has_means_errors_and_gains_paired_by_seed(table, capsys):
     assert rows["zz"]["gains"]["4"] == pytest.approx({"value": 0.1, "se": 0.0}, abs=1e-6)
     assert rows["aa"]["scores"]["2"] == {"value": 0.3, "se": 0.5}
     assert rows["aa"]["gains"]["2"] == {"value": pytest.approx(-0.1), "se": None}
+    assert {row["protocol_digest"] for row in rows.values()} == {"d" * 64}
     printed = capsys.readouterr().out
+    assert printed.rstrip().endswith("Protocol dddddddddddd.")
     assert "| zz | 3 | 0 | 0.600 ± 0.058 |" in printed
     assert "| aa | 1 | 0 | 0.300 ± 0.500 | 0.300 ± 0.500 | 0.300 ± 0.500 | -0.100 | -0.100 | -0.100 |" in printed
     assert (table.OUT / "curves.png").stat().st_size > 1000
@@ -104,6 +108,55 @@ def test_a_seed_that_was_given_up_counts_as_ill_and_in_no_mean(table, capsys):
     printed = capsys.readouterr().out
     assert "| one | 2 | 1 | 0.400 ± 0.500 | 0.400 ± 0.500 | 0.400 ± 0.500 | +0.000 | +0.000 | +0.000 |" in printed
     assert "| none | 1 | 1 | - | - | - | - | - | - |" in printed
+
+
+def test_a_seed_scored_under_another_protocol_is_refused_by_its_variant(table):
+    mixed = result([0.5, 0.6])
+    mixed["seeds"][1]["protocol_digest"] = "e" * 64
+    for name, content in {"sprint": result([0.4, 0.5]), "zz": mixed}.items():
+        (table.FOLDER / f"{name}.json").write_text(json.dumps(content))
+    told = r"zz\.json: seed 1 was scored under protocol e{12}, sprint by d{12}; run `dvc repro .*:variant@zz`$"
+    with pytest.raises(ValueError, match=told):
+        table.main()
+    assert not table.OUT.exists()
+
+
+def test_a_variant_without_a_digest_is_named_below_the_table_and_on_its_page(table, capsys):
+    for name, content in {"sprint": result([0.4]), "old": result([0.4], digest=None)}.items():
+        (table.FOLDER / f"{name}.json").write_text(json.dumps(content))
+    table.main()
+    told = "so that they may not compare: old; run"
+    assert told in capsys.readouterr().out
+    assert told in (table.OUT / "index.html").read_text()
+    rows = {row["variant"]: row["protocol_digest"] for row in json.loads((table.OUT / "table.json").read_text())}
+    assert rows == {"sprint": "d" * 64, "old": None}
+
+
+def test_the_digest_of_a_seed_covers_prompts_noise_times_and_judge(tmp_path):
+    from sana_sprint.evaluation.protocol import Prompt
+
+    (tmp_path / "judge").mkdir()
+    sections = config.read(Path("profiles/demo.yaml"))
+    params, sampling = (
+        kind.model_validate(sections[name])
+        for kind, name in ((config.Evaluate, "evaluate"), (config.Sampling, "sampling"))
+    )
+    asked = [Prompt(0, "eval-0", "a red circle", "single_object", "seen", {"objects": [{"shape": "circle"}]})]
+    base = {"params": params, "sampling": sampling, "sigma_d": 0.5, "judge": tmp_path / "judge"}
+    base["score"] = types.SimpleNamespace(prompts=asked)
+    digest = script("variant").protocol_digest
+    first = digest(types.SimpleNamespace(**base))
+    times = sampling.times | {"1": [1.5, 0.0]}
+    others = [
+        {"params": params.model_copy(update={"seed": 9})},
+        {"params": params.model_copy(update={"batch": 7})},
+        {"sampling": sampling.model_copy(update={"times": times})},
+        {"score": types.SimpleNamespace(prompts=asked * 2)},
+    ]
+    found = [digest(types.SimpleNamespace(**base | change)) for change in others]
+    (tmp_path / "judge/weights").write_text("others")
+    found.append(digest(types.SimpleNamespace(**base)))
+    assert len({first, *found}) == 6
 
 
 def test_a_table_without_what_it_compares_with_is_refused(table):

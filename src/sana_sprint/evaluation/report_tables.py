@@ -171,7 +171,11 @@ def ablation(path: Path) -> dict[str, Any] | None:
         + [gain(row["gains"][k]) for k in counted]
         for row in rows
     ]
-    return {"title": "Ablation", "head": [*head, *(f"gain at {k}" for k in counted)], "rows": told}
+    digests = {row.get("protocol_digest") for row in rows if row["seeds"] > row["ill"]}
+    one = digests.pop() if len(digests) == 1 else None
+    words = f"Protocol {one:.12}." if one else "Not every row tells its protocol, so that they may not compare."
+    head += [f"gain at {k}" for k in counted]
+    return {"title": "Ablation", "words": words, "head": head, "rows": told}
 
 
 def gain(difference: dict[str, float | None] | None) -> str:
