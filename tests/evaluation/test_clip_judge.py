@@ -122,6 +122,7 @@ def having(**changes):
         ("model.safetensors", of_another_shape, "(visual_projection.weight: [3, 5] for [16, 24])"),
         ("tokenizer.json", cut, "clip: no tokenizer.json that can be read"),
         ("tokenizer.json", lambda path: path.unlink(), "clip: no tokenizer.json that can be read"),
+        ("tokenizer_config.json", lambda path: path.unlink(), "model_max_length up to 16"),
     ],
 )
 def test_a_file_that_is_cut_or_does_not_fit_is_named_in_one_line(tmp_path, name, spoil, told):

@@ -121,6 +121,9 @@ def load(folder: Path) -> Clip:
     except Exception as error:  # noqa: BLE001  tokenizers raises it bare
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder}: no tokenizer.json that can be read ({reason:.200}); {REMEDY}") from None
+    longest = model.config.text_config.max_position_embeddings
+    if tokenizer.model_max_length > longest:
+        raise ValueError(f"{folder}: no tokenizer_config.json with a model_max_length up to {longest}; {REMEDY}")
     return Clip(model, tokenizer, preprocessor)
 
 

@@ -41,7 +41,7 @@ def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str,
             found = folder_geneval.run(protocol, folder, cache, root, {"drawn": how})
         else:
             found = folder_distances.run(protocol, folder, cache, root, {"drawn": how})
-    return found | {"drawn": drawn, "machine": latency.machine()}
+        return found | {"drawn": drawn, "machine": latency.machine()}
 
 
 def check(drawn: dict[str, Any], protocol: GenEval | Distances, path: Path) -> None:
