@@ -139,7 +139,8 @@ def test_mlflow_gets_scores_and_gains_with_their_standard_errors(found):
     assert len(told) == 2 * 3 * 2
     for k in ("1", "2"):
         for name, part in found["gains"][k].items():
-            assert (told[f"schedule.{k}.{name}"], told[f"schedule.{k}.{name}_se"]) == (part["value"], part["se"])
+            both = (told[f"{name}/{k}_step"], told[f"standard_error/{name}_{k}_step"])
+            assert both == (part["value"], part["se"])
 
 
 def test_the_digest_of_a_search_covers_its_captions_noise_and_judge(found, folders):

@@ -127,9 +127,11 @@ def describe(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: fl
 
 
 def headline(found: dict[str, Any]) -> dict[str, float]:
-    """Returns what MLflow keeps of a schedule: both scores and the gain by step count, with their standard errors."""
-    parts = {f"schedule.{k}.{name}": part for k, told in found["gains"].items() for name, part in told.items()}
-    return {name: part["value"] for name, part in parts.items()} | {f"{n}_se": p["se"] for n, p in parts.items()}
+    """Returns what MLflow charts of a schedule: both scores and the gain by step count (`gain/2_step`), with their
+    standard errors (`standard_error/gain_2_step`)."""
+    parts = [(name, k, part) for k, told in found["gains"].items() for name, part in told.items()]
+    values = {f"{name}/{k}_step": part["value"] for name, k, part in parts}
+    return values | {f"standard_error/{name}_{k}_step": part["se"] for name, k, part in parts}
 
 
 def taken(
