@@ -35,9 +35,10 @@ def main() -> None:
         threads.use_fastest()
         outcome = evaluate.run(params, sampling, trigflow.sigma_d, folders, size)
         files = [Path(file) for file in params.protocols]
-        public = folder_student.run(files, folders.student, folders.cache / "protocols", Path())
+        public, looked = folder_student.run(files, folders.student, folders.cache / "protocols", Path())
         outcome.result["protocols"] = public
         evaluate.write_grids(outcome, grids)
+        folder_student.keep(looked, grids / "protocols")
         plots.scores(outcome.result, Path(f"data/plots/scores-{size}.png"))
         plots.tasks(outcome.result, Path(f"data/plots/tasks-{size}.png"))
         plots.pareto(outcome.result, Path(f"data/plots/pareto-{size}.png"))

@@ -1,6 +1,6 @@
 """Stage report: params report, register; data/metrics, data/models/schedule, data/grids, data/plots
--> data/reports/index.html, data/plots/curves. The champion of the registry and the table of `make ablation` stand in it
-where there are any.
+-> data/reports/index.html, data/reports/protocols, data/plots/curves. The champion of the registry and the table of
+`make ablation` stand in it where there are any.
 """
 
 from pathlib import Path

@@ -414,7 +414,7 @@ def test_the_other_clip_of_the_literature_is_another_protocol_on_the_same_pictur
 def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twice(tmp_path, root, sprint_folder):
     file = protocol_file(tmp_path, kind="geneval")
     cache = tmp_path / "cache"
-    found = folder_student.run([file], sprint_folder, cache, root)
+    found, looked = folder_student.run([file], sprint_folder, cache, root)
     pictures = {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")}
     assert len(pictures) == 2 * 6
     for steps in ("1", "2"):
@@ -425,7 +425,7 @@ def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twic
         assert found["protocol"][steps]["protocol_digest"] == alone["protocol_digest"]
     told = folder_student.headline(found)["protocol/overall_2_step"]
     assert told == found["protocol"]["2"]["scores"]["overall"]["value"]
-    assert folder_student.run([file], sprint_folder, cache, root) == found
+    assert folder_student.run([file], sprint_folder, cache, root) == (found, looked)
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")} == pictures
 
 

@@ -135,6 +135,8 @@ def test_without_scripts_pictures_scores_and_verdicts_are_there(browser, page_fi
     assert page.locator("#slide").is_hidden()
     assert page.locator("#hero img:visible").count() == report.HERO
     assert page.get_by_text("no heron").count() > 1
+    assert page.locator(".card svg.seen:visible").count() == page.locator(".card svg").count() >= len(outcome.prompts)
+    assert page.locator(".card span.seen:visible").count() == 7 * len(outcome.prompts)
     context.close()
 
 

@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sana_sprint import storage
-from sana_sprint.evaluation import folder_draw, folder_protocol, folder_scores
+from sana_sprint.evaluation import folder_draw, folder_geneval, folder_pictures, folder_protocol, folder_scores, sheets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+KEPT = ("protocol", "protocol_digest", "pictures", "scores", "drawn")
+LOSSLESS_PX, QUALITY = 128, 85  # of tiles, as in the report: without loss up to this size, else on WebP's scale to 100
 
-def run(files: Sequence[Path], student: Path, cache: Path, root: Path) -> dict[str, Any]:
+
+class Looked(NamedTuple):
+    """A folder of pictures that GenEval's judge looked at: what to call it, and all that `score` says of it."""
+
+    name: str
+    pictures: Path
+    scored: dict[str, Any]
+
+
+def run(files: Sequence[Path], student: Path, cache: Path, root: Path) -> tuple[dict[str, Any], list[Looked]]:
     """Returns {protocol: {steps: {"protocol_digest", "pictures", "scores"}}} of a student's folder, for every step
-    count that a protocol has times for. Its pictures are kept under `cache`; deleting them is always safe."""
+    count that a protocol has times for, and what GenEval's judge looked at. Its pictures are kept under `cache`;
+    deleting them is always safe."""
     found: dict[str, Any] = {}
+    looked = []
     for file in files:
         protocol = folder_protocol.load(root / file)
         key = storage.digest_of([storage.digest(student), protocol.model_dump()])[:16]
@@ -26,7 +39,32 @@ def run(files: Sequence[Path], student: Path, cache: Path, root: Path) -> dict[s
             folder_draw.run(root / file, student, pictures, int(steps), root)
             scored = folder_scores.run(root / file, pictures, cache / "looked", root)
             found[file.stem][steps] = {name: scored[name] for name in ("protocol_digest", "pictures", "scores")}
-    return found
+            if "looked" in scored:
+                looked.append(Looked(f"{file.stem}-{steps}", pictures, scored))
+    return found, looked
+
+
+def keep(looked: Sequence[Looked], folder: Path) -> None:
+    """Writes a folder each: every picture shrunk to a tile, with its boxes and the reason of a failure in scored.json
+    and in GenEval's own results.jsonl. The stage report makes pages of them."""
+    for one in looked:
+        with storage.whole_folder(folder / one.name) as unfinished:
+            seen = one.scored["looked"]
+            lines = [line | {"picture": tile(one.pictures, line["picture"], unfinished)} for line in seen]
+            storage.write_json(
+                unfinished / folder_pictures.SCORED, {key: one.scored[key] for key in KEPT} | {"looked": lines}
+            )
+            storage.write_text(unfinished / "results.jsonl", folder_geneval.results_lines(seen))
+
+
+def tile(pictures: Path, name: str, folder: Path) -> str:
+    """Writes a picture of a folder as a tile below another; returns its path there."""
+    small = name.rpartition(".")[0] + ".webp"
+    path = folder / folder_pictures.TILES / small
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sheets.tile(folder_pictures.read(pictures / name, None), sheets.TILE_MAX_PX)
+    image.save(path, "WEBP", lossless=max(image.size) <= LOSSLESS_PX, quality=QUALITY)
+    return small
 
 
 def headline(found: dict[str, Any]) -> dict[str, float]:

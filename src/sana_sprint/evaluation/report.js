@@ -1,4 +1,5 @@
-// The page is whole without this: it adds the slider over steps and the gallery's filter.
+// The page is whole without this: it adds the slider over steps and the gallery's filter, and puts what the judge saw
+// behind a tick.
 const byId = (id) => document.getElementById(id);
 
 const slide = byId("steps");
@@ -39,7 +40,7 @@ function filter() {
     count += !card.hidden;
   }
   gallery.classList.toggle("single", picture !== "");
-  gallery.classList.toggle("boxes", Boolean(byId("boxes")?.checked));
+  gallery.classList.toggle("plain", !byId("boxes")?.checked);
   byId("count").textContent = `${count} of ${cards.length} shown`;
 }
 byId("controls").addEventListener("input", filter);

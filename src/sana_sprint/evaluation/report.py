@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.evaluation import pages, plots, report_gallery, report_tables
+from sana_sprint.evaluation import folder_page, pages, plots, report_gallery, report_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +22,9 @@ HERO = 6  # prompts of the strip at the top
 def run(
     params: Report, data: Path, page: Path, plot_folder: Path, comparisons: Sequence[dict[str, Any]] = ()
 ) -> dict[str, float]:
-    """Writes the page and the plots of training curves; returns how many sizes, pictures and curves it
-    shows. `comparisons` are tables of other evaluations: title, words, head and rows.
+    """Writes the page, those of public GenEval in the folder `protocols` beside it, and the plots of training curves;
+    returns how many sizes, pictures and curves it shows. `comparisons` are tables of other evaluations: title, words,
+    head and rows.
     """
     results = {path.stem: storage.read_json(path) for path in sorted((data / "metrics/evaluate").glob("*.json"))}
     if not results:
@@ -43,6 +44,7 @@ def run(
         "machine": next(iter(results.values()))["machine"],
         "schedules": report_tables.schedules(data / "models/schedule", list(results)),
         "public": report_tables.public(results),
+        "seen": folder_page.of_students(data / "grids", page.parent / "protocols"),
         "comparisons": comparisons,
         "ablation": report_tables.ablation(data / "reports/ablation/table.json"),
         "stages": report_tables.stages(data / "metrics"),
