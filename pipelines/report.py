@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sana_sprint import config
 from sana_sprint.evaluation import report
-from sana_sprint.registry import compare, lineage, track
+from sana_sprint.registry import compare, lineage, origin, track
 
 
 def main() -> None:
@@ -16,7 +16,8 @@ def main() -> None:
     page = Path("data/reports/index.html")
     with track.stage("report", report=params) as run:
         champions = compare.against_champions(register.model_name, lineage.repository())
-        run.metrics(report.run(params, Path("data"), page, Path("data/plots/curves"), champions))
+        made = {path: digest for path, (_, digest) in origin.outputs(origin.locked(lineage.repository())).items()}
+        run.metrics(report.run(params, Path("data"), page, Path("data/plots/curves"), champions, made))
         run.file(page)
 
 

@@ -111,6 +111,14 @@ def outcome(folders) -> evaluate.Outcome:
     return evaluate.run(EVALUATE, SAMPLING, 0.5, folders, "small")
 
 
+def search():
+    """What the stage schedule found, by a search of two step counts."""
+    score = {"value": 0.5, "se": 0.1}
+    times = {"1": [1.5, 0.0], "2": [1.5, 1.0, 0.0]}
+    trials = {k: [{"new": t, "smoothed": t, "score": score} for t in (0.5, 1.0, 1.5)[: 4 - int(k)]] for k in times}
+    return {"measure": "overall", "times": times, "found": times, "trials": trials}
+
+
 @pytest.fixture(scope="session")
 def report_data(outcome, tmp_path_factory) -> Path:
     """What the report reads: two sizes with the scores of one, some curves, and numbers of a stage."""
@@ -123,6 +131,7 @@ def report_data(outcome, tmp_path_factory) -> Path:
         plots.scores(own.result, folder / f"plots/scores-{size}.png")
         plots.tasks(own.result, folder / f"plots/tasks-{size}.png")
         plots.pareto(own.result, folder / f"plots/pareto-{size}.png")
+        plots.schedule(search(), folder / f"plots/schedule-{size}.png")
     storage.write_json(folder / "metrics/teacher.json", {"loss": 0.25, "score": {"overall": 0.7}})
     curves = {"loss": [[k, 1 / k] for k in range(1, 200)], "grad_norm": [[10, 1.0], [20, 0.5]], "none": []}
     storage.write_json(folder / "metrics/curves/distill-small.json", curves)

@@ -36,9 +36,10 @@ def data(report_data, tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def make(data, prompts=6, comparisons=()):
+def make(data, prompts=6, comparisons=(), made=()):
     params = config.Report(title="Tests & <pictures>", prompts=prompts)
-    summary = report.run(params, data, data / "reports/index.html", data / "plots/curves", comparisons)
+    page, curves = data / "reports/index.html", data / "plots/curves"
+    summary = report.run(params, data, page, curves, comparisons, dict(made))
     return summary, (data / "reports/index.html").read_text()
 
 
@@ -60,7 +61,9 @@ def test_it_shows_every_picture_with_its_prompt_and_verdict(data, outcome):
     number = len(outcome.prompts)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert summary == {"sizes": 2, "pictures": number * 7, "curves": 1}
-    assert len(images) == number * 7 + report.HERO * 4 + 6 + 1
+    assert len(images) == number * 7 + report.HERO * 4 + 8 + 1
+    for kind in ("scores against", "score per task", "quality against", "search of the times"):
+        assert [kind in attributes["alt"] for attributes in images].count(True) == 2
     assert all(attributes["alt"] for attributes in images)
     assert sum("wrong: no" in attributes["alt"] for attributes in images) > 10
     for size in ("small", "base"):
@@ -215,6 +218,33 @@ def test_champion_and_ablation_stand_in_the_page_where_there_are_any(data):
     for words in ("base against m-base version 3", "sprint300.500 ± 0.020", "+0.040"):
         assert words in re.sub(r"\s+", " ", page.text).replace(" 3 0 ", "30") or words in page.text
     assert {a.get("aria-label") for _, a in page.tags} >= {"base against m-base version 3", "Ablation"}
+
+
+def test_the_foot_tells_weights_data_and_protocol_by_digest(data, outcome):
+    made = {
+        "data/models/teacher": "7e" * 16 + ".dir",
+        "data/latents": "1a" * 16 + ".dir",
+        "data/metrics/judge.json": "0",
+    }
+    made |= {f"data/models/student/{size}": f"{size:x>32}" for size in ("small", "base")}
+    text = make(data, made=made)[1]
+    foot = dict(re.findall("<dt>(.+?)</dt><dd>(.*?)</dd>", text[text.index("Protocol and lineage</h2>") :]))
+    for path in set(made) - {"data/metrics/judge.json"}:
+        assert foot[f"{path}, md5"] == made[path]
+    for size in ("small", "base"):
+        assert foot[f"protocol sha256, {size}"] == outcome.result["protocol_digest"]
+    assert "data/metrics/judge.json, md5" not in foot
+    assert "git commit" in foot
+
+
+def test_sizes_under_two_protocols_are_never_side_by_side_without_a_word(data):
+    told = "differences between the sizes are not those of students alone"
+    assert told not in make(data)[1]
+    path = data / "metrics/evaluate/base.json"
+    storage.write_json(path, storage.read_json(path) | {"protocol_digest": "ab" * 32})
+    text = make(data)[1]
+    assert text.count(told) == 2  # with the headline, and with the tables of scores
+    assert "base abababababab" in text[: text.index("<nav")]
 
 
 def test_without_scores_it_says_what_to_run(tmp_path):

@@ -5,13 +5,14 @@ Everything is read from the metrics, grids and curves of earlier stages; picture
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
 from sana_sprint.evaluation import folder_page, pages, plots, report_gallery, report_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sana_sprint.config import Report
@@ -20,11 +21,16 @@ HERO = 6  # prompts of the strip at the top
 
 
 def run(
-    params: Report, data: Path, page: Path, plot_folder: Path, comparisons: Sequence[dict[str, Any]] = ()
+    params: Report,
+    data: Path,
+    page: Path,
+    plot_folder: Path,
+    comparisons: Sequence[dict[str, Any]] = (),
+    made: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Writes the page, those of public GenEval in the folder `protocols` beside it, and the plots of training curves;
     returns how many sizes, pictures and curves it shows. `comparisons` are tables of other evaluations: title, words,
-    head and rows.
+    head and rows; `made` the digests of all outputs of dvc.lock by their paths.
     """
     results = {path.stem: storage.read_json(path) for path in sorted((data / "metrics/evaluate").glob("*.json"))}
     if not results:
@@ -35,6 +41,7 @@ def run(
     content = {
         "title": params.title,
         "summary": report_tables.summary(results),
+        "apart": report_tables.apart(results),
         "plots": score_plots(data / "plots", list(results)),
         "curves": [(path.stem, pages.embedded(path)) for path in curves],
         "score_tables": [report_tables.scores(size, result) for size, result in results.items()],
@@ -49,7 +56,7 @@ def run(
         "ablation": report_tables.ablation(data / "reports/ablation/table.json"),
         "stages": report_tables.stages(data / "metrics"),
         "protocol": report_tables.protocol(results),
-        "lineage": report_tables.lineage(data),
+        "lineage": report_tables.lineage(data) + report_tables.digests(results, made),
     }
     pages.write(page, "report.html.j2", content | shown)
     return {

@@ -11,7 +11,7 @@ from sana_sprint.evaluation import plots
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SCORE_NAMES = {
     "overall": "overall",
@@ -38,6 +38,15 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         lines += [(f"{size}, {k} step" + "s" * (k != "1"), result["scores"]["student"][k][name]) for k in ("4", "1")]
     digits = 2 if name == "overall" else 1
     return [(title, f"{s['value']:.{digits}f}", f"± {s['se']:.{digits}f} {SCORE_NAMES[name]}") for title, s in lines]
+
+
+def apart(results: dict[str, Any]) -> str:
+    """Returns a warning where the sizes were evaluated under several protocols, "" under one."""
+    digests = {size: result["protocol_digest"] for size, result in results.items()}
+    if len(set(digests.values())) == 1:
+        return ""
+    told = ", ".join(f"{size} {digest[:12]}" for size, digest in digests.items())
+    return f"SEVERAL PROTOCOLS ({told}): differences between the sizes are not those of students alone."
 
 
 def scores(size: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +274,15 @@ def lineage(data: Path) -> list[tuple[str, str]]:
         if path.is_file():
             pairs.append((name, storage.digest(path)))
     return pairs
+
+
+def digests(results: dict[str, Any], made: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns the protocol's digest of each size, and by dvc.lock those of the data and of the weights that were
+    measured: students, their times, teacher and judges."""
+    pairs = [(f"protocol sha256, {size}", result["protocol_digest"]) for size, result in results.items()]
+    own = [f"data/models/{kind}" for size in results for kind in (f"student/{size}", f"schedule/{size}.json")]
+    paths = ["data/raw", "data/latents", "data/models/teacher", "data/models/judge", *own]
+    return pairs + [(f"{path}, md5", made[path]) for path in paths if path in made]
 
 
 def git(*words: str) -> str:
