@@ -37,3 +37,9 @@ def test_no_counter_tells_nothing(counters, tmp_path):
     assert energy.since({}) is None
     (tmp_path / "intel-rapl:0").mkdir()
     assert energy.joules() == {}
+
+
+def test_the_gpus_counter_is_read_where_there_is_one_and_a_machine_without_nvml_is_no_fault():
+    found = energy.gpu()
+    assert set(found) == ({"gpu"} if torch.cuda.is_available() else set())
+    assert all(spent > 0 for spent, _ in found.values())

@@ -39,14 +39,12 @@ def packages() -> Reading:
 
 
 def gpu() -> Reading:
-    """Returns the counter of the current GPU, {} without NVML's Python package or counter."""
-    try:
-        import pynvml
+    """Returns the counter of the current GPU, {} without NVML or a counter."""
+    import pynvml
 
+    try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
         return {"gpu": (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, float("inf"))}
-    except ImportError:
-        return {}
     except pynvml.NVMLError:
         return {}

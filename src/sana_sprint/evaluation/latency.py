@@ -47,10 +47,9 @@ def elapsed_s(loaded: Loaded, draw: Draw, prompts: Sequence[Prompt], steps: int,
 def measure(
     loaded: Loaded, draw: Draw, prompts: Sequence[Prompt], steps: int, seed: int, params: Evaluate
 ) -> dict[str, float]:
-    """Returns {"p50_s", "p95_s"} of single pictures over evaluate.latency_runs, the median of what each component takes
-    of one ("text_encoder_s", "transformer_s", "decoder_s"), "images_per_s_at_<batch>" (the best of two, so that another
-    process does not count), "peak_memory_mb" of these runs, and "energy_j" of a picture at the largest batch where the
-    device tells."""
+    """Returns {"p50_s", "p95_s"} of single pictures over evaluate.latency_runs, what `components` says of as many,
+    "images_per_s_at_<batch>" (the best of two, so that another process does not count), "peak_memory_mb" of all these
+    runs, and "energy_j" of a picture at the largest batch where the device tells."""
     forget_peak()
     many = [prompts[i % len(prompts)] for i in range(max(params.latency_batches))]
     for _ in range(WARM_UP):
@@ -58,10 +57,9 @@ def measure(
     picked = [[many[i % len(many)]] for i in range(params.latency_runs)]
     single = [elapsed_s(loaded, draw, one, steps, seed) for one in picked]
     p50, p95 = np.percentile(single, [50, 95]).tolist()
-    times = {"p50_s": p50, "p95_s": p95} | components(
-        loaded, lambda one: elapsed_s(loaded, draw, one, steps, seed), picked
-    )
-    found = {name: round(seconds, 5) for name, seconds in times.items()}
+    peak_mb = peak_memory_mb()
+    parts = components(loaded, lambda one: elapsed_s(loaded, draw, one, steps, seed), picked)
+    found = {name: round(value, 5) for name, value in ({"p50_s": p50, "p95_s": p95} | parts).items()}
     for batch in params.latency_batches:
         before = energy.joules()
         taken = [elapsed_s(loaded, draw, many[:batch], steps, seed) for _ in range(2)]
@@ -69,43 +67,55 @@ def measure(
         spent = energy.since(before)
     if spent is not None:
         found["energy_j"] = round(spent / (2 * batch), 4)
-    return found | {"peak_memory_mb": round(peak_memory_mb(), 1)}
+    peak_mb = max([peak_mb, peak_memory_mb(), *(value for name, value in parts.items() if name.endswith("_mb"))])
+    return found | {"peak_memory_mb": round(peak_mb, 1)}
 
 
 def components(loaded: Loaded, draw: Callable[[list[Prompt]], float], runs: Sequence[list[Prompt]]) -> dict[str, float]:
-    """Returns the median seconds that text encoder, transformer and decoder take of a run, by hooks around them."""
+    """Returns "<component>_s" and "<component>_p95_s" of text_encoder, transformer and decoder: the median and the 95th
+    percentile of the seconds that all its calls of a run take together, by hooks around it. On a GPU also
+    "<component>_peak_mb", the most that was allocated in a call, weights of all components included. A CPU's process
+    has one high-water mark, which says nothing of its parts."""
     pipe = loaded.pipe
     modules = {"text_encoder": pipe.text_encoder, "transformer": pipe.transformer, "decoder": pipe.vae.decoder}
-    watches = {f"{name}_s": Stopwatch(module, loaded.device) for name, module in modules.items()}
+    watches = {name: Watch(module, loaded.device) for name, module in modules.items()}
     for run in runs:
         for watch in watches.values():
             watch.runs.append(0.0)
         draw(run)
-    for watch in watches.values():
+    found: dict[str, float] = {}
+    for name, watch in watches.items():
         watch.remove()
-    return {name: float(np.median(watch.runs)) for name, watch in watches.items()}
+        median, p95 = np.percentile(watch.runs, [50, 95]).tolist()
+        found |= {f"{name}_s": median, f"{name}_p95_s": p95}
+        found |= {f"{name}_peak_mb": watch.peak_mb} if watch.gpu else {}
+    return found
 
 
-class Stopwatch:
-    """Adds up what the calls of a module take in each run."""
+class Watch:
+    """Adds up what the calls of a module take in each run, and keeps the most GPU memory that one of them had."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
-        self.device, self.began, self.runs = device, 0.0, list[float]()
+        self.gpu, self.began, self.runs, self.peak_mb = device.type == "cuda", 0.0, list[float](), 0.0
         self.handles = [module.register_forward_pre_hook(self.start), module.register_forward_hook(self.stop)]
 
     def now(self) -> float:
         """Returns the clock when the device has done what it was told."""
-        if self.device.type == "cuda":
+        if self.gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def start(self, *_: object) -> None:
         """Takes down when a call begins."""
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
         self.began = self.now()
 
     def stop(self, *_: object) -> None:
         """Adds a call that ends."""
         self.runs[-1] += self.now() - self.began
+        if self.gpu:
+            self.peak_mb = max(self.peak_mb, torch.cuda.max_memory_allocated() / 1e6)
 
     def remove(self) -> None:
         """Takes the hooks off."""

@@ -210,12 +210,19 @@ def latency(results: dict[str, Any]) -> list[list[str]]:
         for model, by_steps in result["latency"].items():
             for steps, t in sorted(by_steps.items(), key=lambda item: -int(item[0])):
                 name = f"teacher (beside {size})" if model.startswith("teacher") else size
-                parts = ("p50", "p95", "text_encoder", "transformer", "decoder")
-                times = [f"{1000 * t[f'{part}_s']:.1f}" for part in parts]
+                times = [f"{1000 * t[f'{quantile}_s']:.1f}" for quantile in ("p50", "p95")]
+                times += [component(t, part) for part in ("text_encoder", "transformer", "decoder")]
                 rates = [f"{value:.1f}" for key, value in t.items() if key.startswith("images_per_s_at_")]
                 energy = f"{t['energy_j']:.2f}" if "energy_j" in t else "-"
                 rows.append([name, steps, *times, " / ".join(rates), f"{t['peak_memory_mb']:.0f}", energy])
     return rows
+
+
+def component(timed: dict[str, float], name: str) -> str:
+    """Returns the median and the 95th percentile of a component in milliseconds, and where it is known the most memory
+    in MB that it had."""
+    told = f"{1000 * timed[f'{name}_s']:.1f} / {1000 * timed[f'{name}_p95_s']:.1f}"
+    return told + (f", {timed[f'{name}_peak_mb']:.0f} MB" if f"{name}_peak_mb" in timed else "")
 
 
 def batches(results: dict[str, Any]) -> str:
