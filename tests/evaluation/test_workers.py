@@ -1,4 +1,4 @@
-"""Evaluation on Ray workers of this machine: their number, their deaths and the batch change no score.
+"""Evaluation on Ray workers of this machine: their number, their deaths and the batch change no picture and no score.
 
 One Ray cluster serves the whole file.
 """
@@ -16,11 +16,13 @@ import psutil
 import pytest
 
 from sana_sprint import cluster, storage
-from sana_sprint.evaluation import evaluate, folder_draw
+from sana_sprint.evaluation import evaluate, folder_distances, folder_draw, folder_protocol, geneval_judge
+from sana_sprint.models import inception
 from tests.evaluation.conftest import EVALUATE, SAMPLING
 from tests.evaluation.test_evaluate import timeless
-from tests.evaluation.test_folder_scores import DEMANDS, protocol_file
+from tests.evaluation.test_folder_scores import DEMANDS, protocol_file, root, sampled, score
 
+__all__ = ["root"]
 pytestmark = pytest.mark.e2e
 WAIT_S = 180
 GONE_S = 90
@@ -84,6 +86,30 @@ def test_sample_draws_with_two_workers_what_it_draws_with_one(sprint_folder, tmp
         pictures.append([path.read_bytes() for path in sorted(folder.glob("*/samples/*.png"))])
     assert pictures[0] == pictures[1]
     assert len(np.unique(pictures[0])) == 6
+
+
+def test_two_workers_see_in_pictures_what_one_process_sees(root, sprint_folder, tmp_path, monkeypatch):
+    """GenEval's whole outcome, and every feature that FID and its like are made of, bit for bit."""
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", "1")
+    geneval, _ = sampled(tmp_path, root, sprint_folder, "geneval")
+    distances = folder_protocol.load(protocol_file(tmp_path, kind="distances"))
+    pairs = folder_distances.pairs(distances, root / "data/source/real", root)
+    found = []
+    for workers in ("1", "2"):
+        monkeypatch.setenv("SANA_SPRINT_WORKERS", workers)
+        if workers == "2":  # none of this process's judges
+            for module in (geneval_judge, inception):
+                monkeypatch.setattr(module, "load", lambda *_: pytest.fail("looked here"))
+        cache = tmp_path / workers
+        places = {name: cache / name for name in ("inception", "clip")}
+        seen = folder_distances.features(distances, pairs, places, root)
+        features = {
+            (name, kind): part.numpy().tobytes() for name, parts in seen.items() for kind, part in parts.items()
+        }
+        found.append((score(tmp_path, root, geneval, cache, kind="geneval"), features))
+        assert len(list(cache.rglob("*.safetensors"))) == 2 * 2 * 3  # networks, kinds, batches of five
+    assert found[0] == found[1]
+    assert len(set(found[0][1].values())) == 2  # Inception's and CLIP's, of one folder
 
 
 def test_a_share_that_kills_its_workers_ends_with_one_line(joined):

@@ -82,13 +82,18 @@ def drawn(call: Order) -> np.ndarray:
 
 
 def begin(cores: int) -> Callable[[Order], np.ndarray]:  # noqa: ARG001  one of them is used
-    """Returns `drawn`, for a process of Ray's, whose progress bars nobody wants."""
+    """Returns `drawn`, for a process of Ray's."""
+    silence()
+    return drawn
+
+
+def silence() -> None:
+    """Turns off the libraries' progress bars, which nobody wants of a process of Ray's."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    return drawn
 
 
 class Crew:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,20 +16,17 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sana_sprint import storage
-from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, generate, tally
+from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, generate, judging, tally
 from sana_sprint.maths import distances, metrics
-from sana_sprint.models import inception
+from sana_sprint.models import inception, threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    import numpy as np
     from torch import Tensor
 
     from sana_sprint.evaluation.folder_protocol import Distances, Size
-
-    Network = Callable[[list[np.ndarray]], Tensor]  # RGB uint8 pictures to features (N, D)
 
 GROUPS = 10  # of the jackknife
 
@@ -74,18 +72,56 @@ def existing(place: Path, name: str) -> Path:
     return path
 
 
-def features(paths: Sequence[Path], network: Network, cache: Path, batch: int, size: Size | None, name: str) -> Tensor:
-    """Returns the features (N, D) of pictures, those of each batch kept in a file by their bytes."""
-    parts = []
-    for start in tqdm(range(0, len(paths), batch), desc=name, mininterval=3):
-        part = paths[start : start + batch]
-        file = cache / f"{storage.digest_of([storage.digest(path) for path in part])[:32]}.safetensors"
-        if not file.is_file():
-            seen = network([folder_pictures.read(path, size) for path in part])
-            with storage.whole_file(file) as unfinished:
-                save_file({"features": seen.contiguous()}, unfinished)
-        parts.append(load_file(file)["features"])
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that a network takes at once, the size that they must have, and the file of their features."""
+
+    network: str
+    paths: Sequence[Path]
+    size: Size | None
+    file: Path
+
+
+def batches(paths: Sequence[Path], network: str, cache: Path, number: int, size: Size | None) -> list[Batch]:
+    """Returns pictures in batches, whose files are named by the pictures' bytes."""
+    parts = [[path.absolute() for path in paths[start : start + number]] for start in range(0, len(paths), number)]
+    names = [storage.digest_of([storage.digest(path) for path in part])[:32] for part in parts]
+    return [Batch(network, part, size, cache / f"{name}.safetensors") for name, part in zip(names, parts, strict=True)]
+
+
+def networks(protocol: Distances, root: Path) -> Callable[[Batch], Tensor]:
+    """Returns what makes features (N, D) of a batch."""
+    clip = clip_judge.load(root / protocol.clip.folder)
+    network = inception.load(root / protocol.inception.folder).to(generate.device())
+    clip.model.to(generate.device())
+
+    def look(batch: Batch) -> Tensor:
+        pictures = [folder_pictures.read(path, batch.size) for path in batch.paths]
+        return clip.pictures(pictures) if batch.network == "clip" else network.features(pictures, len(pictures))
+
+    return look
+
+
+def features(protocol: Distances, asked: Sequence[Pair], places: dict[str, Path], root: Path) -> dict[str, Any]:
+    """Returns {network: {"real" and "drawn": features (N, D)}}, those of each batch kept in a file in the network's
+    place."""
+    found: dict[str, dict[str, list[Batch]]] = {}
+    for name, place in places.items():
+        sized = place / f"{protocol.size_px.width}x{protocol.size_px.height}"  # what lies there had this size
+        found[name] = {
+            "real": batches([pair.real for pair in asked], name, place, protocol.batch, None),
+            "drawn": batches([pair.drawn for pair in asked], name, sized, protocol.batch, protocol.size_px),
+        }
+    every = [batch for parts in found.values() for part in parts.values() for batch in part]
+    missing = list({batch.file: batch for batch in every if not batch.file.is_file()}.values())
+    looks = judging.spread(partial(networks, protocol, root.absolute()), missing)
+    for batch, seen in tqdm(looks, total=len(missing), desc="features", mininterval=3):
+        with storage.whole_file(batch.file) as unfinished:
+            save_file({"features": seen.contiguous()}, unfinished)
+    return {
+        name: {kind: torch.cat([load_file(batch.file)["features"] for batch in part]) for kind, part in parts.items()}
+        for name, parts in found.items()
+    }
 
 
 def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[str, Any]) -> dict[str, Any]:
@@ -97,22 +133,12 @@ def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[st
     described = protocol.model_dump() | weights | {"real": real, "captions_asked": [pair.caption for pair in asked]}
     described |= how
     described["resize"] = f"Inception: bilinear to 299 px, no antialiasing; CLIP: {clip_judge.RESIZE}"
+    keys = {name: storage.digest_of([one["sha256"], described["resize"]])[:16] for name, one in weights.items()}
+    seen = features(protocol, asked, {name: cache / f"features-{key}" for name, key in keys.items()}, root)
     clip = clip_judge.load(root / protocol.clip.folder)
-    network = inception.load(root / protocol.inception.folder).to(generate.device())
     clip.model.to(generate.device())
-    nets: dict[str, Network] = {
-        "inception": lambda pictures: network.features(pictures, len(pictures)),
-        "clip": clip.pictures,
-    }
-    seen: dict[str, dict[str, Tensor]] = {}
-    for name, net in nets.items():
-        where = cache / f"features-{storage.digest_of([weights[name]['sha256'], described['resize']])[:16]}"
-        sized = where / f"{protocol.size_px.width}x{protocol.size_px.height}"  # what lies there had this size
-        seen[name] = {
-            "real": features([p.real for p in asked], net, where, protocol.batch, None, f"{name}, real"),
-            "drawn": features([p.drawn for p in asked], net, sized, protocol.batch, protocol.size_px, f"{name}, drawn"),
-        }
-    texts = clip.captions([pair.caption for pair in asked])
+    with threads.one():
+        texts = clip.captions([pair.caption for pair in asked])
     return {
         "protocol": described,
         "protocol_digest": storage.digest_of(described),

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from sana_sprint import storage
-from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, geneval, geneval_judge, tally
+from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, geneval, geneval_judge, judging, tally
 from sana_sprint.evaluation.protocol import Prompt
 from sana_sprint.maths import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sana_sprint.evaluation.folder_protocol import GenEval
@@ -90,14 +91,14 @@ def run(protocol: GenEval, folder: Path, cache: Path, root: Path, how: dict[str,
     terms |= {"clip_resize": clip_judge.RESIZE}
     described = protocol.model_dump() | weights | terms | {"demands": storage.digest_of(demands)} | how
     digest = storage.digest_of(described)
-    judge = geneval_judge.load(root / protocol.detector.folder, root / protocol.clip.folder, protocol.detector_size)
-    kept, looked = Kept(cache / f"geneval-{storage.digest_of([weights, terms])[:16]}.jsonl"), []
-    for sample in tqdm(asked, desc="geneval", mininterval=3):
-        key = storage.digest_of([storage.digest(sample.path), sample.prompt.demand])
-        if key not in kept.lines:
-            verdict, seen = judge.look(folder_pictures.read(sample.path, protocol.size_px), sample.prompt)
-            kept.add(key, {"right": verdict.right, "reason": verdict.reason, "seen": seen})
-        looked.append({k: kept.lines[key][k] for k in ("right", "reason", "seen")})
+    kept = Kept(cache / f"geneval-{storage.digest_of([weights, terms])[:16]}.jsonl")
+    keys = [storage.digest_of([storage.digest(sample.path), sample.prompt.demand]) for sample in asked]
+    wanted = {key: sample for key, sample in zip(keys, asked, strict=True) if key not in kept.lines}
+    missing = [(key, Sample(one.path.absolute(), one.prompt)) for key, one in wanted.items()]
+    looks = judging.spread(partial(judge, protocol, root.absolute()), missing)
+    for (key, _), one in tqdm(looks, total=len(missing), desc="geneval", mininterval=3):
+        kept.add(key, one)
+    looked = [{k: kept.lines[key][k] for k in ("right", "reason", "seen")} for key in keys]
     return {
         "protocol": described,
         "protocol_digest": digest,
@@ -114,6 +115,18 @@ def run(protocol: GenEval, folder: Path, cache: Path, root: Path, how: dict[str,
             for s, one in zip(asked, looked, strict=True)
         ],
     }
+
+
+def judge(protocol: GenEval, root: Path) -> Callable[[tuple[str, Sample]], dict[str, Any]]:
+    """Returns what looks at a sample, whose key it does not need, and tells "right", "reason" and "seen"."""
+    seer = geneval_judge.load(root / protocol.detector.folder, root / protocol.clip.folder, protocol.detector_size)
+
+    def look(share: tuple[str, Sample]) -> dict[str, Any]:
+        _, sample = share
+        verdict, seen = seer.look(folder_pictures.read(sample.path, protocol.size_px), sample.prompt)
+        return {"right": verdict.right, "reason": verdict.reason, "seen": seen}
+
+    return look
 
 
 def by_prompt(asked: Sequence[Sample], looked: Sequence[dict[str, Any]]) -> dict[str, Any]:
