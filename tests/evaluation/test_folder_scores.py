@@ -308,7 +308,14 @@ def test_distances_are_those_of_the_features_and_looked_at_once(
     assert {name: part["n"] for name, part in found["scores"]["categories"].items()} == {"animals": 8, "people": 4}
     monkeypatch.setattr(inception.Inception, "features", lambda *_: pytest.fail("looked again"))
     monkeypatch.setattr(clip_judge.Clip, "pictures", lambda *_: pytest.fail("looked again"))
-    assert score(tmp_path, root, folder, kind="distances") == found
+    weights = {name: found["protocol"][name]["sha256"][:16] for name in ("inception", "clip")}
+    places = {name: tmp_path / "cache" / f"features-{digest}" for name, digest in weights.items()}
+    protocol = folder_protocol.load(tmp_path / "protocol.yaml")
+    pairs = folder_distances.pairs(protocol, folder, root)
+    again = folder_distances.features(protocol, pairs, places, root)
+    assert {kind: len(part) for kind, part in again["inception"].items()} == {"real": 12, "drawn": 12}
+    value = metrics.clip_score(again["clip"]["drawn"], texts).value
+    assert value == pytest.approx(found["scores"]["clip_score"]["value"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
