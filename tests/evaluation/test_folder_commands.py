@@ -30,7 +30,7 @@ def test_geneval_is_drawn_once_scored_and_shown(root, tmp_path, sprint_folder, m
     )
     assert "out: no such folder; name a folder of pictures" in refused("score", str(protocol), "out")
     for drawn in (6, 0):
-        lines = told("sample", protocol, "out", "--steps", 2, "--model", sprint_folder, "--batch", 4)
+        lines = told("sample", protocol, "out", "--steps", 2, "--model", sprint_folder)
         assert lines == [f"out: 6 pictures, {drawn} of them drawn now, 2 steps, by {sprint_folder}"]
     lines = told("score", protocol, "out")
     place = Path(lines[-1]).parent

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import evaluate, pages, protocol, report, report_tables
+from sana_sprint.evaluation import evaluate, pages, protocol, report, report_schedule, report_tables
 
 
 class Page(HTMLParser):
@@ -185,7 +185,7 @@ def test_times_that_were_found_stand_beside_the_baselines_with_their_gain(data):
     assert "Sought on 213 prompts of the training split and compared on 147 others (3 captions are in both)" in words
     assert "12 of the training split's captions are evaluate's as well" in words
     assert words.endswith("Protocol of the search: eeeeeeeeeeee.")
-    table = report_tables.schedule("base", a_schedule(0))
+    table = report_schedule.schedule("base", a_schedule(0))
     assert table["rows"] == [
         ["1", "1.5", "1.57", "0.520 ± 0.020", "0.480 ± 0.020", "+0.040 ± 0.020", "baseline"],
         ["2", "1.5, 0.9", "1.5683, 1.3", "0.520 ± 0.020", "0.480 ± 0.020", "+0.040 ± 0.020", "found"],

@@ -35,8 +35,14 @@ def test_frechet_of_axis_aligned_gaussians_is_the_closed_form():
     assert value == pytest.approx(float((m_a - m_b).square().sum() + (s_a - s_b).square().sum()), rel=1e-12)
 
 
-def test_frechet_survives_fewer_pictures_than_dimensions():
-    assert metrics.frechet(features(200, 30, 3), features(10, 30, 4)) > 0
+@pytest.mark.parametrize("rows", [2, 10, 29, 30, 31])
+def test_frechet_of_fewer_pictures_than_dimensions_is_that_of_their_covariance(rows):
+    x, y = features(200, 30, 3), features(rows, 30, 4)
+    (m_x, c_x), (m_y, c_y) = ((a.mean(0).numpy(), np.cov(a.numpy(), rowvar=False)) for a in (x, y))
+    cross = np.sqrt(np.clip(np.linalg.eigvals(c_x @ c_y).real, 0, None)).sum()
+    theirs = ((m_x - m_y) ** 2).sum() + np.trace(c_x + c_y) - 2 * cross
+    assert metrics.frechet(x, y) == pytest.approx(theirs, rel=1e-6)
+    assert metrics.frechet(y, y) == pytest.approx(0, abs=1e-6 * np.trace(c_y))
 
 
 def test_the_jackknife_error_is_that_of_repeated_draws():

@@ -10,7 +10,7 @@ import pytest
 from dvc.cli import main
 from ruamel.yaml import YAML
 
-from sana_sprint.evaluation import evaluate, plots
+from sana_sprint.evaluation import plots
 from sana_sprint.registry import compare, store, track
 from tests.registry.conftest import NAME, ROOT, evaluation
 from tests.registry.test_compare import gallery, written
@@ -60,7 +60,7 @@ def two(registered, repository):
     commit(after, "second")
     with track.stage("evaluate", size="small") as run:
         run.file(SCORES)
-        run.metrics(evaluate.headline(after))
+        run.scores(after)
     return before, after, run.run_id
 
 
@@ -76,7 +76,7 @@ def test_dvc_mlflow_registry_and_compare_tell_the_same_figures_of_two_commits(tw
         for steps, scores in by_steps.items():
             for name in ("overall", "fid_scene_clip", "clip_score"):
                 value = scores[name]["value"]
-                assert logged[f"{network}.{steps}.{name}"] == value
+                assert logged[f"{name}/{network}_{steps}_step"] == value
                 assert kept[network][steps][name]["value"] == value
                 assert tagged[network][steps][name][0] == value
     differences = json.loads(dvc("metrics", "diff", "HEAD~1", "HEAD", "--json"))[str(SCORES)]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sana_sprint import storage
 from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, generate, judging, tally
 from sana_sprint.maths import distances, metrics
-from sana_sprint.models import inception, threads
+from sana_sprint.models import inception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,8 +137,7 @@ def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[st
     seen = features(protocol, asked, {name: cache / f"features-{key}" for name, key in keys.items()}, root)
     clip = clip_judge.load(root / protocol.clip.folder)
     clip.model.to(generate.device())
-    with threads.one():
-        texts = clip.captions([pair.caption for pair in asked])
+    texts = clip.captions([pair.caption for pair in asked])
     return {
         "protocol": described,
         "protocol_digest": storage.digest_of(described),

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.evaluation import folder_page, pages, plots, report_gallery, report_tables
+from sana_sprint.evaluation import folder_page, pages, plots, report_gallery, report_schedule, report_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def run(
         "latency": report_tables.latency(results),
         "batches": report_tables.batches(results),
         "machine": next(iter(results.values()))["machine"],
-        "schedules": report_tables.schedules(data / "models/schedule", list(results)),
+        "schedules": report_schedule.schedules(data / "models/schedule", list(results)),
         "public": report_tables.public(results),
         "seen": folder_page.of_students(data / "grids", page.parent / "protocols"),
         "comparisons": comparisons,

@@ -65,13 +65,39 @@ def gaussian_frechet(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Tens
     return max(float(distance), 0.0)
 
 
+def few_frechet(mean_a: Tensor, cov_a: Tensor, rows: Tensor) -> float:
+    """Returns `gaussian_frechet` of the Gaussian fitted to fewer rows X (N, D) than features: X A X^T / (N - 1) has the
+    eigenvalues of A^1/2 B A^1/2 that are not zero, and is N x N.
+    """
+    mean_b = rows.double().mean(0)
+    centred = (rows.double() - mean_b) / max(len(rows) - 1, 1) ** 0.5
+    inner = torch.linalg.eigvalsh(centred @ cov_a @ centred.T).clamp(min=0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + centred.square().sum() - 2 * inner
+    return max(float(distance), 0.0)
+
+
+def frechet_to(reference: Tensor) -> Callable[[Tensor], float]:
+    """Returns the function that measures `frechet` (arXiv:1706.08500, eq. 6) of generated rows (N, D) against a
+    reference."""
+    mean_a, cov_a = moments(reference)
+    root_a: list[Tensor] = []
+
+    def distance(generated: Tensor) -> float:
+        if len(generated) < generated.shape[1]:
+            return few_frechet(mean_a, cov_a, generated)
+        if not root_a:
+            root_a.append(root(cov_a))
+        return gaussian_frechet(mean_a, root_a[0], *moments(generated))
+
+    return distance
+
+
 def frechet(reference: Tensor, generated: Tensor) -> float:
     """Returns the squared Frechet distance between Gaussians fitted to two feature sets, FID on these
     features (arXiv:1706.08500, eq. 6). Biased upwards for few pictures: compare scores of equal counts
     only.
     """
-    mean_a, cov_a = moments(reference)
-    return gaussian_frechet(mean_a, root(cov_a), *moments(generated))
+    return frechet_to(reference)(generated)
 
 
 def jackknife(score: Callable[[Tensor], float], generated: Tensor, groups: int = 20) -> Estimate:
@@ -89,9 +115,7 @@ def frechet_estimate(reference: Tensor, generated: Tensor, groups: int = 20) -> 
     """Returns `frechet` (arXiv:1706.08500, eq. 6) with the standard error of `jackknife` over the generated pictures.
     The reference set is taken as fixed.
     """
-    mean_a, cov_a = moments(reference)
-    root_a = root(cov_a)
-    return jackknife(lambda rows: gaussian_frechet(mean_a, root_a, *moments(rows)), generated, groups)
+    return jackknife(frechet_to(reference), generated, groups)
 
 
 def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
