@@ -72,6 +72,7 @@ class Dashboard:
         self.faults: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         self.client = MlflowClient(tracking_uri=uri)
         self.experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
         self.open(f"#/experiments/{self.experiment_id}/runs")
@@ -104,11 +105,14 @@ class Dashboard:
         expect(self.page.get_by_role("columnheader", name="seconds")).to_be_attached()
         return run
 
-    def follow(self, link: str) -> None:
-        """Clicks a link of the description in view."""
-        found = self.page.get_by_role("link", name=link, exact=True).last
-        found.scroll_into_view_if_needed()
-        found.click()
+    @contextmanager
+    def follow(self, link: str):
+        """Clicks a link of the description in view, and yields the page that it opens."""
+        with self.page.expect_popup() as opened:
+            self.page.get_by_role("link", name=link, exact=True).first.click()
+        opened.value.set_default_timeout(PATIENCE_MS)
+        yield opened.value
+        opened.value.close()
 
     def pictures(self, words: str, series: str) -> list[str]:
         """Opens the pictures of a command's run, moves the slider of a series to its end, and returns the addresses of

@@ -166,7 +166,8 @@ def describe(server: MlflowClient, parent_id: str) -> str:
     query = f"tags.{PARENT} = '{parent_id}'"
     found = server.search_runs([experiment_id], query, max_results=RUNS_MAX, order_by=["attributes.start_time ASC"])
     rows = [_row(run) for run in found]
-    text = "\n".join([*_links(found), "", "| stage | status | seconds |", "|---|---|---:|", *rows])
+    head = ["Scores, and pictures with a slider: Model metrics.", "", "| stage | status | seconds |", "|---|---|---:|"]
+    text = "\n".join([" · ".join(_links(found)), "", *head, *rows])  # the page shows its first lines at once
     server.set_tag(parent_id, NOTE, text)
     return text
 
@@ -177,17 +178,16 @@ def _row(run: Run) -> str:
 
 
 def _links(runs: list[Run]) -> Iterator[str]:
-    yield "Scores, and pictures over iterations and steps with a slider: Model metrics.\n"
     for run in runs:
         stage, made = run.data.tags.get("stage"), run.data.tags.get(REGISTERED)
         if stage == "report" and run.info.status == "FINISHED":
-            yield f"- [report]({run_page(run, 'artifacts/index.html')})"
+            yield f"[report]({run_page(run, 'artifacts/index.html')})"
         if made:
-            yield f"- [{made}](#/models/{quote(made.rpartition('/')[0])}/versions/{made.rpartition('/')[2]}?{VIEW})"
+            yield f"[{made}](#/models/{quote(made.rpartition('/')[0])}/versions/{made.rpartition('/')[2]}?{VIEW})"
     if evaluated := [run for run in runs if run.data.tags.get("stage") == "evaluate"]:
         ids = quote(json.dumps([run.info.run_id for run in evaluated], separators=(",", ":")))
         of = quote(json.dumps([evaluated[0].info.experiment_id]))
-        yield f"- [its students compared](#/compare-runs?{VIEW}&runs={ids}&experiments={of})"
+        yield f"[its students compared](#/compare-runs?{VIEW}&runs={ids}&experiments={of})"
 
 
 def version_note(description: str, evaluation: Mapping[str, Any], run: Run, parent_id: str) -> str:
