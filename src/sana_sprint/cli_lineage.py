@@ -28,7 +28,8 @@ def register(
 
     root = places.repository()
     student = foreign.student(folder, name, licence, description, scores, config.load(config.Sampling, root))
-    with track.stage("register") as run:
+    cli_registry.server()  # a stage waits for a server that is away; who types this is told at once
+    with track.stage("register elsewhere") as run:
         made = registration.enter(student, run)
     if as_json:
         console.emit(made)

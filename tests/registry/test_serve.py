@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,17 @@ def wait_for(address, process, log):
     pytest.fail(log.read_text())
 
 
-@pytest.fixture
-def address(registered, repository, tmp_path):
-    """The address of a server of the registered model, started as a user would start it."""
-    uri = registered(evaluation(0.3, 0.5))["uri"]
-    port, log = free_port(), tmp_path / "serve.log"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+@contextmanager
+def served(uri, variables, place):
+    """Yields the address of a server of a registered model, started as a user would start it."""
+    port, log = free_port(), place / "serve.log"
+    environment = {key: value for key, value in variables.items() if key != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # as when activated
-    environment["MLFLOW_TRACKING_URI"] = store.tracking_uri(repository)
     words = ["models", "serve", "-m", uri, "--env-manager", "local", "--port", str(port), "--workers", "1"]
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words],
-            cwd=tmp_path,
+            cwd=place,
             env=environment,
             stdout=output,
             stderr=output,
@@ -62,6 +61,14 @@ def address(registered, repository, tmp_path):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
+
+
+@pytest.fixture
+def address(registered, repository, tmp_path):
+    """The address of a server of a student in the repository's store."""
+    uri = registered(evaluation(0.3, 0.5))["uri"]
+    with served(uri, os.environ | {"MLFLOW_TRACKING_URI": store.tracking_uri(repository)}, tmp_path) as place:
+        yield place
 
 
 def ask(address, prompt, **params):

@@ -120,7 +120,8 @@ def _aliases(server: MlflowClient, chain: Chain, there: dict[str, ModelVersion])
         asked[PREVIOUS] = last.content.get("previous")
     for alias, wanted in asked.items():
         now = chain.aliases.get(alias)
-        if now != (wanted if wanted in there else None):
+        off = {None, chain.champion} if alias == PREVIOUS else {None}  # see moves: not everybody may take it off
+        if now not in ({wanted} if wanted in there else off):
             by = f"the last entry, {last.number}, says {wanted}" if last else f"the history says {wanted}"
             yield Fault(None, f"alias '{alias}' is at version {now}, {by}: it was moved by other hands")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
 from sana_sprint.registry import history, trust
-from sana_sprint.registry.register import Student
+from sana_sprint.registry.register import ELSEWHERE, Student
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +29,8 @@ def student(folder: Path, name: str, licence: str, description: str, scores: Pat
     absent = [key for key in ("protocol", "protocol_digest", "scores") if key not in evaluation]
     if absent:
         raise ValueError(f"{scores}: keys {absent} are missing; name evaluate's JSON, or leave --scores out")
-    evaluation = {"size": "elsewhere", "times": how["times"]} | evaluation
-    made = {"made": "elsewhere", "registered_by": history.who()}
+    evaluation = {"size": ELSEWHERE, "times": how["times"]} | evaluation
+    made = {"made": ELSEWHERE, "registered_by": history.who()}
     return Student(folder, name, evaluation, scores, how, licence, description, made, {})
 
 

@@ -48,7 +48,7 @@ def carry_out(server: MlflowClient, chain: Chain, entry: Entry) -> None:
     while True:
         if entry.to is not None:
             server.set_registered_model_alias(chain.name, CHAMPION, entry.to)
-            _point(server, chain.name, PREVIOUS, entry.content.get("previous"))
+            _previous(server, chain.name, entry)
             _mark(server, chain.name, entry)
         last = history.again(server, chain).last
         if last is None or last.number == entry.number:
@@ -64,18 +64,21 @@ def _mark(server: MlflowClient, name: str, entry: Entry) -> None:
         server.set_model_version_tag(name, str(version.version), f"{MARK}{entry.number}", entry.digest)
 
 
-def _point(server: MlflowClient, name: str, alias: str, number: str | None) -> None:
-    """Sets an alias, or takes it off where there is no version for it."""
+def _previous(server: MlflowClient, name: str, entry: Entry) -> None:
+    """Points `previous` to the version that an entry names, else takes it off. Where a server lets the model's owner
+    alone take an alias off, it goes to the champion itself."""
     from mlflow.exceptions import MlflowException
 
-    if number is not None:
+    number = entry.content.get("previous")
+    if number is not None and versions.numbered(server, name, number) is not None:
+        server.set_registered_model_alias(name, PREVIOUS, number)
+    elif PREVIOUS in server.get_registered_model(name).aliases:
         try:
-            server.set_registered_model_alias(name, alias, number)
-            return
+            server.delete_registered_model_alias(name, PREVIOUS)
         except MlflowException as error:
-            if error.error_code not in versions.ABSENT:
+            if error.get_http_status_code() != versions.FORBIDDEN:
                 raise
-    server.delete_registered_model_alias(name, alias)
+            server.set_registered_model_alias(name, PREVIOUS, entry.to)
 
 
 def record(

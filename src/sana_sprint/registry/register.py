@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
 UNSCORED_EXAMPLE = "a red circle"  # of a student that was registered without scores
+ELSEWHERE = "elsewhere"  # tag `made` of a student that another repository made
 TOLD = ("prepare.", "prune.sizes.", "prune.healing.steps", "distill.")  # params that the card tells
 
 
@@ -168,6 +169,11 @@ class Student:
     made: dict[str, str]
     trained: dict[str, str]
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was made outside this repository, whose data and machine are then no part of its lineage."""
+        return self.made.get("made") == ELSEWHERE
+
 
 def register(student: Path, scores: Path, params: Register, run: track.Run) -> dict[str, Any]:
     """Returns the registration of a student that this pipeline made; see `enter`."""
@@ -221,7 +227,8 @@ def _logged(
     place = root / store.FOLDER / ".staging" / student.name / "pipeline"
     with with_card(student.folder, text, student.sampling, place) as folder:
         trust.check(folder)
-        details = details | measured.folder_tags(folder) | origin.version_tags(root, student.evaluation["size"])
+        details = details | measured.folder_tags(folder)
+        details |= {} if student.elsewhere else origin.version_tags(root, student.evaluation["size"])
         return details, _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
 
 
