@@ -14,7 +14,7 @@ import typer
 
 from sana_sprint import cli_deliver, cli_lineage, cli_registry, cli_scores, config, console, recovery, storage
 from sana_sprint.cli_registry import Size
-from sana_sprint.console import command
+from sana_sprint.console import with_example
 from sana_sprint.registry import lineage
 
 app = console.app
@@ -30,7 +30,7 @@ def file_name(prompt: str, steps: int, seed: int) -> str:
     return f"{words}-{steps}-steps-seed-{seed}.png"
 
 
-@command
+@with_example('sana-sprint generate "two red circles" --steps 1 --seed 3 --out circles.png')
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw, in the words of the training captions.")],
     steps: Annotated[int, typer.Option(help="Network passes: 1 to 4.")] = 4,
@@ -55,7 +55,7 @@ def generate(
     typer.echo(f"{target}: {picture.width} x {picture.height} px, {steps} steps, seed {seed}, by {called}")
 
 
-@command
+@with_example("sana-sprint use digits")
 def use(profile: Annotated[str, typer.Argument(help="A file of profiles/, such as digits.")]) -> None:
     """Switch the profile in params.yaml."""
     root = lineage.repository()
@@ -90,14 +90,14 @@ def _source(profile: str, root: Path) -> None:
         typer.echo(f"{place.relative_to(root)}: put your pictures there before `dvc repro`")
 
 
-@command
+@with_example("sana-sprint recover")
 def recover() -> None:
     """Put right the files of DVC that a kill has cut; `dvc repro` then goes on."""
     for line in recovery.recover(lineage.repository()):
         typer.echo(line)
 
 
-@command
+@with_example("sana-sprint summary")
 def summary() -> None:
     """Tell what `dvc repro` made: places, scores, registered versions, next commands."""
     root = lineage.repository()

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from sana_sprint import cli_registry, console
-from sana_sprint.cli_registry import Json, Name, Size
-from sana_sprint.console import with_example
+from sana_sprint.cli_registry import Name, Size
+from sana_sprint.console import Json, with_example
 
 
 @with_example("sana-sprint transfer models:/sana-sprint-demo-base@champion --to https://mlflow.prod.example")

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sana_sprint import cli_registry, config, console
-from sana_sprint.cli_registry import Json
-from sana_sprint.console import with_example
+from sana_sprint.console import Json, with_example
 from sana_sprint.registry import lineage as places
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sana_sprint import config, console
-from sana_sprint.console import with_example
+from sana_sprint.console import Json, with_example
 from sana_sprint.registry import lineage
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 POLICY = Path("mlflow/promotion.yaml")
 Size = Annotated[str | None, typer.Option(help="Student size, such as small or base.")]
 Name = Annotated[str | None, typer.Argument(help="Registered model; default: the profile's model of --size.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON on stdout and nothing else.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for the history.")]
 
 

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from sana_sprint import console, storage
-from sana_sprint.console import command
+from sana_sprint.console import Json, with_example
 from sana_sprint.registry import lineage
 
 SCORED = Path("data/scores")
 ProtocolFile = Annotated[Path, typer.Argument(help="A file of profiles/protocols.")]
 
 
-@command
+@with_example("sana-sprint sample profiles/protocols/geneval.yaml pictures --steps 2 --size base")
 def sample(
     protocol: ProtocolFile,
     folder: Annotated[Path, typer.Argument(help="Where the pictures go, in the layout that `score` reads.")],
@@ -32,7 +32,7 @@ def sample(
     typer.echo(f"{folder}: {there} pictures, {drawn} of them drawn now, {steps} steps, by {called}")
 
 
-@command
+@with_example("sana-sprint score profiles/protocols/geneval.yaml pictures --out scores")
 def score(
     protocol: ProtocolFile,
     folder: Annotated[Path, typer.Argument(help="The pictures: GenEval's layout, or <category>/<name>.png.")],
@@ -58,7 +58,10 @@ def score(
     typer.echo(f"{place / 'scores.json'}")
 
 
-@command
+@with_example(
+    "sana-sprint compare models:/sana-sprint-demo-base@champion workspace --page two.html",
+    "sana-sprint compare HEAD~1 HEAD --json",
+)
 def compare(
     before: Annotated[
         str, typer.Argument(help="workspace, a git revision, models:/name@alias, runs:/id, or evaluate's JSON.")
@@ -66,6 +69,7 @@ def compare(
     after: Annotated[str, typer.Argument(help="The same; differences are those from the first.")] = "workspace",
     size: Annotated[str, typer.Option(help="Student size of a revision or the workspace.")] = "base",
     page: Annotated[Path | None, typer.Option(help="An HTML page to write: scores, tasks, pictures.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Compare two evaluations score by score, and picture by picture on a page."""
     from sana_sprint.registry import compare as comparison
@@ -75,12 +79,16 @@ def compare(
     if not rows:
         raise ValueError(f"{one.name} and {other.name} have no score in common")
     columns = ["network", "steps", "score", one.name, other.name, "difference"]
-    console.table(f"{one.name} against {other.name}", columns, rows)
-    typer.echo(comparison.told(one, other))
+    if as_json:
+        console.emit(comparison.public(one, other))
+    else:
+        console.table(f"{one.name} against {other.name}", columns, rows)
+        typer.echo(comparison.told(one, other))
     if page:
         from sana_sprint.evaluation import comparison as paper
 
         grids = [paper.grid(each.name, each.seen, each.picture) for each in (one, other)]
         scores = [(each.name, each.scores) for each in (one, other)]
         paper.write(page, comparison.told(one, other), {"head": columns, "rows": rows}, scores, grids)
-        typer.echo(str(page))
+        if not as_json:
+            typer.echo(str(page))

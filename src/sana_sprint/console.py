@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,19 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REFUSED = 3
-CODES = f"Exit codes: 0 done, 1 error (one line on stderr), {REFUSED} a check refuses."
+CODES = f"Exit codes: 0 done, 1 error (one line on stderr), 2 no such option or argument, {REFUSED} a check refuses."
+KEYS = "the artefact store is reached by MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON on stdout and nothing else.")]
 HELP = "From a text-to-image teacher to a registered student of 1 to 4 steps: draw, score, promote."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Returns the command with its faults told in one line. SANA_SPRINT_TRACEBACK=1 shows the traceback."""
-    return with_example("")(function)
-
-
 def with_example(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Returns what makes a function a command whose help ends with these examples and the exit codes."""
-    epilog = "\n\n".join([*(f"Example: {one}" for one in examples), CODES]) if any(examples) else None
+    """Returns what makes a function a command whose help ends with these examples and the exit codes, and whose faults
+    are told in one line. SANA_SPRINT_TRACEBACK=1 shows the traceback."""
+    epilog = "\n\n".join([*(f"Example: {one}" for one in examples), CODES])
 
     def made(function: Callable[..., None]) -> Callable[..., None]:
         told = _told(function)
@@ -44,7 +42,7 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, OSError) as error:
             _end(error)
         except Exception as error:
-            if not type(error).__module__.startswith("mlflow"):  # its exceptions, without its import
+            if not type(error).__module__.startswith(("mlflow", "botocore")):  # their exceptions, without their import
                 raise
             _end(error)
 
@@ -54,7 +52,8 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
 def _end(error: Exception) -> None:
     if os.environ.get("SANA_SPRINT_TRACEBACK") == "1":
         raise error
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    remedy = f": {KEYS}" if type(error).__module__.startswith("botocore") else ""
+    typer.echo(f"error: {' '.join(str(error).split())}{remedy}", err=True)
     raise typer.Exit(1)
 
 

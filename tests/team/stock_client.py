@@ -1,6 +1,7 @@
-"""A user's process with stock MLflow and diffusers, without this package. Every line of stdin is a JSON {"uri", "place"}:
-it loads the model by its uri, draws with it, downloads its files below `place` and draws with those by diffusers; it
-answers with a line of JSON on stdout."""
+"""A user's process with stock MLflow and diffusers, without this package.
+
+A line of stdin is a JSON {"uri", "place"}: it loads the model by its uri, draws with it, downloads its files below
+`place` and draws with those by diffusers; it answers with a line of JSON on stdout."""
 
 import base64
 import io

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from sana_sprint.registry import store, versions
+from sana_sprint.registry import history, store, versions
 from tests.team import parts
 
 pytestmark = pytest.mark.e2e
@@ -208,6 +208,10 @@ def test_postgres_is_asked_for_by_its_package(monkeypatch):
         parts.postgres_programs()
 
 
-def test_a_model_that_is_not_there_has_no_champion_though_the_server_says_forbidden(team):
+def test_a_model_that_is_not_there_is_told_as_such_though_the_server_says_forbidden(team):
     with team.member("ada"):
-        assert versions.version_of(store.client(team.uri), "no-such-model", "champion") is None
+        client = store.client(team.uri)
+        assert versions.version_of(client, "no-such-model", "champion") is None
+        assert versions.numbered(client, "no-such-model", "1") is None
+        with pytest.raises(ValueError, match="no-such-model: no such registered model"):
+            history.read(client, "no-such-model")

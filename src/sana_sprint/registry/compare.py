@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WORKSPACE = "workspace"
 NETWORKS = ("student", "undistilled", "teacher")
+SIDES = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,25 @@ def paired_gain(before: Evaluation, after: Evaluation, network: str, steps: str)
     for prompt, a, b in zip(before.seen["prompts"], *rights, strict=True):
         tasks.setdefault(prompt["task"], []).append(b - a)
     return metrics.average([metrics.mean(torch.tensor(gains, dtype=torch.float64)) for gains in tasks.values()])
+
+
+def public(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """Returns the comparison as JSON types; `one_protocol` tells whether it is one of students alone."""
+    found = [
+        {
+            "network": row.network,
+            "steps": row.steps,
+            "score": row.score,
+            "before": row.before,
+            "after": row.after,
+            "difference": {"value": row.gain.value, "se": row.gain.se, "paired": row.paired},
+        }
+        for row in rows(before, after)
+    ]
+    sides = {
+        key: {"name": one.name, "protocol_digest": one.digest} for key, one in zip(SIDES, (before, after), strict=True)
+    }
+    return sides | {"one_protocol": before.digest == after.digest, "rows": found}
 
 
 def against_champions(prefix: str, root: Path) -> list[dict[str, Any]]:

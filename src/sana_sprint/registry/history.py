@@ -151,7 +151,7 @@ def read(server: MlflowClient, name: str) -> Chain:
     try:
         model = server.get_registered_model(name)
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code in versions.ABSENT or versions.hidden(server, name, error):
             raise ValueError(f"{name}: no such registered model; run `dvc repro register` first") from None
         raise
     earlier = [json.loads(model.tags[key]) for key in sorted(model.tags) if key.startswith(EARLIER)]

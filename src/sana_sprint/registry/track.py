@@ -180,7 +180,7 @@ def fault(error: BaseException) -> str | None:
         return f"disk full while writing ({place:.200}): free space and run `dvc repro` again"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"{error.filename}: no such file; run `dvc repro` to make it"
-    if type(error).__module__.startswith("mlflow."):
+    if type(error).__module__.startswith(("mlflow.", "botocore.")):
         return f"MLflow: {text:.500}"
     return text if isinstance(error, ValueError | FileNotFoundError) else None
 

@@ -26,12 +26,12 @@ def version_of(server: MlflowClient, name: str, alias: str) -> ModelVersion | No
     try:
         return server.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ABSENT or _hidden(server, name, error):
+        if error.error_code in ABSENT or hidden(server, name, error):
             return None
         raise
 
 
-def _hidden(server: MlflowClient, name: str, error: MlflowException) -> bool:
+def hidden(server: MlflowClient, name: str, error: MlflowException) -> bool:
     """Tells whether a server with users refuses a model because it has none of this name that this user may see."""
     return error.get_http_status_code() == FORBIDDEN and not server.search_registered_models(f"name = '{name}'")
 
@@ -43,7 +43,7 @@ def numbered(server: MlflowClient, name: str, number: str) -> ModelVersion | Non
     try:
         return server.get_model_version(name, number)
     except MlflowException as error:
-        if error.error_code in ABSENT:
+        if error.error_code in ABSENT or hidden(server, name, error):
             return None
         raise
 
