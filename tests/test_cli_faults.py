@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": [VERSION, f"models:/{NAME}@champion"],
     "transfer": [VERSION, "--to", "sqlite:///other/mlflow.db"],
     "follow": [NAME, "--command", "true", "--once"],
+    "send": [],
 }
 EVERY = [pytest.param([name, *words], id=name) for name, words in COMMANDS.items()]
 GROUP = typer.main.get_command(cli.app)

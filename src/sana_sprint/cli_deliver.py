@@ -1,4 +1,4 @@
-"""The commands of `sana-sprint` that carry a version or the news of it elsewhere: transfer, follow."""
+"""The commands of `sana-sprint` that carry something to a store or a receiver: transfer, follow, send."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from sana_sprint import cli_registry, console
 from sana_sprint.cli_registry import Name, Size
 from sana_sprint.console import Json, with_example
+from sana_sprint.registry import lineage
 
 
 @with_example("sana-sprint transfer models:/sana-sprint-demo-base@champion --to https://mlflow.prod.example")
@@ -75,3 +76,24 @@ def follow(
             typer.echo(f"{event['at']} {event['name']}@{alias} {moved}: {became}")
         if once and not event["delivered"]:
             raise ValueError(f"{event['name']}: the event was {became}")
+
+
+@with_example("sana-sprint send", "sana-sprint send --json")
+def send(as_json: Json = False) -> None:
+    """Send what stages left for the tracking server while it was away; the next stage does it too."""
+    from sana_sprint.registry import outbox, store
+
+    root, client = lineage.repository(), cli_registry.server()
+    uri = client.tracking_uri
+    sent, others = outbox.send(root, uri), outbox.elsewhere(root, uri)
+    if as_json:
+        console.emit({"store": store.shown(uri), "runs": sent, "waiting_for_other_stores": others})
+    else:
+        whole = [outbox.told(one, uri) for one in sent if not one["unsent"]]
+        lines = whole if sent else [f"nothing waits for {store.shown(uri)}"]
+        lines += [f"{count} records wait for {place}: set MLFLOW_TRACKING_URI to it" for place, count in others.items()]
+        typer.echo("\n".join(lines), nl=bool(lines))
+    unsent = [one for one in sent if one["unsent"]]
+    if unsent:
+        count = sum(one["unsent"] for one in unsent)
+        raise ValueError(f"{count} records are not in {store.shown(uri)} ({unsent[0]['why']:.300})")

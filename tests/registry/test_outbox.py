@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sana_sprint import storage
 from sana_sprint.registry import outbox, store, track
 from tests.registry.test_track import SOURCE, free_port, python, runs, script  # noqa: F401  a fixture
+from tests.test_cli import call, refused
+from tests.test_cli_registry import parsed
 
 WRITERS, LINES = 4, 200
 STAGE = """
@@ -95,6 +99,45 @@ def test_records_for_another_store_stay_where_they_are(repository, server, capsy
     with track.stage("judge"):
         pass
     assert outbox.read(folder.parent / "other")[0]
+
+
+def left(repository, run_id, uri, **record):
+    """Leaves a record as a stage that was killed does."""
+    folder = repository / outbox.FOLDER / run_id
+    outbox.write(folder, record)
+    storage.write_json(folder / outbox.ABOUT, {"uri": store.shown(uri), "run_id": run_id})
+
+
+def test_send_sends_what_was_left_and_tells_what_waits_for_another_store(repository, server):
+    with track.stage("teacher") as run:
+        pass
+    left(repository, run.run_id, run.uri, metrics=[["loss", 0.5, 1000, 7]])
+    left(repository, "other", "http://anna:secret@other:5000", metrics=[["loss", 1.0, 0, 0]])
+    found = parsed("send")
+    (one,) = found["runs"]
+    assert (one["run"], one["records"], one["unsent"], one["refused"]) == (run.run_id, 1, 0, "")
+    assert [point.step for point in server.get_metric_history(run.run_id, "loss")] == [7]
+    waiting = "1 records wait for http://other:5000: set MLFLOW_TRACKING_URI to it"
+    assert call("send") == f"nothing waits for {run.uri}\n{waiting}\n"
+    left(repository, run.run_id, run.uri, metrics=[["no\nname", 0.5, 1000, 7]])
+    assert f"1 records of an earlier run, {run.run_id}, are in {run.uri} but for what it refuses (" in call("send")
+
+
+def test_send_says_what_the_store_did_not_take(repository, server):
+    with track.stage("teacher") as run:
+        pass
+    place = store.artifact_root(run.uri) / run.run_id / "artifacts"
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file where the folder should be")
+    (repository / outbox.FOLDER / run.run_id).mkdir(parents=True)
+    (repository / outbox.FOLDER / run.run_id / "words.txt").write_text("words")
+    left(repository, run.run_id, run.uri, file="words.txt")
+    assert f"1 records are not in {run.uri} (" in refused("send")
+    assert parsed("send", code=1)["runs"][0]["unsent"] == 1
+    place.unlink()
+    assert f"are in {run.uri} now" in call("send")
+    assert [file.path for file in server.list_artifacts(run.run_id)] == ["words.txt"]
 
 
 def test_a_living_stage_keeps_its_outbox_to_itself(repository, server):

@@ -142,7 +142,7 @@ def test_a_stage_whose_server_stays_away_ends_well_and_the_next_one_waits_and_se
         told = first.end()
         assert re.search(r"warning: \d+ records of this run are not in http://127.0.0.1:\d+ \(", told)
         assert f"they lie in {root}/data/mlflow/unsent/" in told
-        assert "python -m sana_sprint.registry.outbox" in told
+        assert "`sana-sprint send`" in told
         second = Stage(team, root, "stage.py", "the next")
         second.says("does not answer")
     second.says("step 3")

@@ -2,7 +2,7 @@
 
 A stage, and its workers on any machine that sees the folder, append records to data/mlflow/unsent/<run id> and go on at
 once; a thread of the stage's own process sends them. What a store that is away did not take by the end of a stage, or
-what a killed stage left, the next stage sends, or `python -m sana_sprint.registry.outbox`. A metric sent twice is there
+what a killed stage left, the next stage sends, or `sana-sprint send`. A metric sent twice is there
 once, since MLflow's key of a point is all of it; a picture may come twice.
 
 A record is one of {"metrics": [[name, value, at_ms, step], ...]}, {"picture": file, "name", "step", "at_ms"},
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import dashboard, lineage, store
+from sana_sprint.registry import dashboard, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,7 +230,7 @@ class Outbox:
         left = sum(start not in self.sent for start, _ in read(self.folder)[0])
         sys.stderr.write(
             f"warning: {left} records of this run are not in {store.shown(self.uri)} ({self.away:.200}): they lie in "
-            f"{self.folder}; the next stage sends them, or `python -m sana_sprint.registry.outbox`\n"
+            f"{self.folder}; the next stage sends them, or `sana-sprint send`\n"
         )
 
 
@@ -261,27 +261,36 @@ def left(root: Path, uri: str) -> list[Outbox]:
     return found
 
 
-def send_left(root: Path, uri: str) -> int:
-    """Sends what earlier stages have left for the store at `uri`, says so, and returns how many records could not be
-    sent.
-    """
-    unsent = 0
+def send(root: Path, uri: str) -> list[dict[str, Any]]:
+    """Sends what earlier stages have left for the store at `uri`. Returns for each run its id, how many records were
+    waiting, how many still do and why, and what the store refuses for good."""
+    told = []
     for box in left(root, uri):
         count = len(read(box.folder)[0])
-        if box.finish(0) and count:
-            told = f"but for what it refuses ({box.refused:.200})" if box.refused else "now"
-            sys.stderr.write(f"{count} records of an earlier run, {box.run_id}, are in {store.shown(uri)} {told}\n")
-        unsent += len(read(box.folder)[0])
-    return unsent
+        box.finish(0)
+        unsent = len(read(box.folder)[0])
+        told.append({"run": box.run_id, "records": count, "unsent": unsent, "why": box.away, "refused": box.refused})
+    return told
 
 
-def main() -> None:
-    """Sends what earlier stages have left for the store in use; exit code 1 if some of it could not be sent."""
-    try:
-        sys.exit(min(1, send_left(lineage.repository(), store.tracking_uri())))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def elsewhere(root: Path, uri: str) -> dict[str, int]:
+    """Returns how many records wait for other stores than that at `uri`, by their addresses."""
+    found: dict[str, int] = {}
+    for about in sorted((root / FOLDER).glob(f"*/{ABOUT}")):
+        place = storage.read_json(about)["uri"]
+        if place != store.shown(uri) and (count := len(read(about.parent)[0])):
+            found[place] = found.get(place, 0) + count
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def told(one: dict[str, Any], uri: str) -> str:
+    """Returns in words what became of the records of an earlier run."""
+    became = f"but for what it refuses ({one['refused']:.200})" if one["refused"] else "now"
+    return f"{one['records']} records of an earlier run, {one['run']}, are in {store.shown(uri)} {became}"
+
+
+def send_left(root: Path, uri: str) -> None:
+    """Sends what earlier stages have left for the store at `uri`, and says so on stderr."""
+    for one in send(root, uri):
+        if one["records"] and not one["unsent"]:
+            sys.stderr.write(told(one, uri) + "\n")
