@@ -12,13 +12,18 @@ from sana_sprint.console import Json, with_example
 from sana_sprint.registry import lineage as places
 
 
-@with_example('sana-sprint register downloads/student --name mine --licence MIT --description "made by ..."')
+@with_example(
+    'sana-sprint register downloads/student --name mine --licence MIT --description "made by ..."',
+    "sana-sprint register student --name mine --licence NSCL-v2-custom --licence-link https://terms.example "
+    '--description "made by ..." --scores small.json',
+)
 def register(
     folder: Annotated[Path, typer.Argument(help="A SanaSprintPipeline folder.")],
     name: Annotated[str, typer.Option(help="The registered model that gets the version.")],
-    licence: Annotated[str, typer.Option(help="Of the weights, as SPDX names it.")],
+    licence: Annotated[str, typer.Option(help="Of the weights, as SPDX names it, else by its own name.")],
     description: Annotated[str, typer.Option(help="What it is, for its card.")],
     scores: Annotated[Path | None, typer.Option(help="Evaluate's JSON; without it no gate of scores holds.")] = None,
+    licence_link: Annotated[str | None, typer.Option(help="Where the terms of a licence beyond SPDX are.")] = None,
     as_json: Json = False,
 ) -> None:
     """Register a student that was made elsewhere; it becomes the challenger of its model."""
@@ -26,7 +31,8 @@ def register(
     from sana_sprint.registry import register as registration
 
     root = places.repository()
-    student = foreign.student(folder, name, licence, description, scores, config.load(config.Sampling, root))
+    sampling = config.load(config.Sampling, root)
+    student = foreign.student(folder, name, licence, licence_link, description, scores, sampling)
     cli_registry.server()  # a stage waits for a server that is away; who types this is told at once
     with track.stage("register elsewhere") as run:
         made = registration.enter(student, run)

@@ -429,7 +429,8 @@ class Register(Section):
     """Stage register."""
 
     model_name: str
-    licence: str
+    licence: str  # as SPDX names it, else by its own name
+    licence_link: str | None  # where the terms are of a licence that the Hugging Face hub has no field for
     description: str
 
 

@@ -107,7 +107,7 @@ def version_tags(scores, folder, weights):
 def student(scores, made=ORIGIN):
     """What a card is written of."""
     sampling = {"times": {}, **SIZES}
-    return register.Student(Path(), "m-small", scores, None, sampling, "Apache-2.0", "told", made, {})
+    return register.Student(Path(), "m-small", scores, None, sampling, "Apache-2.0", "told", made, {}, None)
 
 
 class Model:

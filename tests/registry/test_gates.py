@@ -181,6 +181,9 @@ def test_tasks_of_the_two_must_be_the_same(folder, rules):
 def test_licence_and_card_are_held_to_the_lists(folder, rules):
     gate = found(version(folder, scores(), licence="other"), None, rules)["licence"]
     assert (gate.value, gate.holds) == ("other", False)
+    assert gate.reason.endswith("(add it in mlflow/promotion.yaml once its terms are agreed to)")
+    named = rules.model_copy(update={"licences": [*rules.licences, "NSCL-v2-custom"]})
+    assert found(version(folder, scores(), licence="NSCL-v2-custom"), None, named)["licence"].holds
     asked = rules.model_copy(update={"card": ["license", "Training", "Scores"]})
     gate = found(version(folder, scores()), None, asked)["model card"]
     assert (gate.value, gate.holds) == ("without Training", False)  # "- not recorded" says nothing

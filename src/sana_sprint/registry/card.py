@@ -4,6 +4,9 @@ folder.
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,16 +14,14 @@ if TYPE_CHECKING:
 
     from sana_sprint.registry.register import Student
 
-HUB_LICENCES = (
-    "apache-2.0",
-    "mit",
-    "openrail",
-    "openrail++",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc0-1.0",
-    "unknown",
+HUB_LICENCES = (  # that the Hugging Face hub has a field for; the others it wants with name and link
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "unlicense"),
+    *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gemma", "unknown"),
+    *("openrail", "openrail++", "bigscience-openrail-m", "creativeml-openrail-m"),
 )
+UNNAMED = "other"
+GRID = "SANA_SPRINT_GRID_G_PER_KWH"
+JOULES_PER_KWH = 3.6e6
 SCORES = {
     "overall": "overall",
     "seen": "seen combinations",
@@ -32,16 +33,90 @@ SCORES = {
 PAPER = "[SANA-Sprint](https://arxiv.org/abs/2503.09641)"
 
 
-def header(licence: str) -> str:
+def licence_lines(licence: str, link: str | None) -> list[str]:
+    """Returns the lines of the header on the licence. Raises ValueError for one without a name, and for one that the
+    hub does not know without a link to its terms."""
+    name = licence.lower().replace(" ", "-")
+    if name in HUB_LICENCES:
+        return [f"license: {name}"]
+    if name == UNNAMED:
+        raise ValueError(f"licence '{licence}' names none: give its own name, and where its terms are as licence_link")
+    if not link:
+        raise ValueError(f"licence {licence}: the hub does not know it: give where its terms are as licence_link")
+    return [f"license: {UNNAMED}", f"license_name: {name}", f"license_link: {link}"]
+
+
+def header(student: Student) -> str:
     """Returns the YAML block that the Hugging Face hub reads."""
-    licence = licence.lower()
-    lines = [f"license: {licence}"] if licence in HUB_LICENCES else ["license: other", f"license_name: {licence}"]
-    lines += [
+    lines = [
+        *licence_lines(student.licence, student.licence_link),
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
         "tags: [sana-sprint, text-to-image, few-step]",
+        *emissions_line(student.evaluation),
     ]
     return "\n".join(["---", *lines, "---"])
+
+
+def energy_j(evaluation: Mapping[str, Any]) -> dict[int, float]:
+    """Returns the joules of a picture by the student's step count, where the device told them."""
+    timed = evaluation.get("latency", {}).get("student", {})
+    return {int(steps): at["energy_j"] for steps, at in timed.items() if "energy_j" in at}
+
+
+def grid_g_per_kwh() -> float | None:
+    """Returns SANA_SPRINT_GRID_G_PER_KWH, the grams of CO2eq that a kWh of the user's grid stands for, or None. Raises
+    ValueError when it is no positive number."""
+    text = os.environ.get(GRID, "").strip()
+    if not text:
+        return None
+    try:
+        grams = float(text)
+    except ValueError:
+        grams = math.nan
+    if not 0 < grams < math.inf:
+        raise ValueError(f"{GRID} is {text!r}, not a positive number of grams of CO2eq per kWh")
+    return grams
+
+
+def emissions_line(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns the line of the header on emissions, as the hub asks for it; [] where energy or grid is not known."""
+    spent, grid = energy_j(evaluation), grid_g_per_kwh()
+    if not spent or grid is None:
+        return []
+    steps = max(spent)
+    source = f"the device's energy counter while it drew, for one picture in {steps} steps, at {grid:g} g/kWh"
+    told = {
+        "emissions": float(f"{spent[steps] / JOULES_PER_KWH * grid:.3g}"),
+        "source": f"{source}; training is not in it",
+    }
+    return [f"co2_eq_emissions: {json.dumps(told | {'hardware_used': device(evaluation)})}"]
+
+
+def device(evaluation: Mapping[str, Any]) -> str:
+    """Returns what evaluate drew on."""
+    machine = evaluation.get("machine", {})
+    return str(next((machine[key] for key in ("gpu", "cpu") if machine.get(key) not in (None, "none")), "not recorded"))
+
+
+def energy(evaluation: Mapping[str, Any]) -> str:
+    """Returns the section on energy; empty where the device told nothing."""
+    spent, grid = energy_j(evaluation), grid_g_per_kwh()
+    if not spent:
+        return ""
+    told = {steps: f"{joules:.4g} J" for steps, joules in sorted(spent.items())}
+    if grid is not None:
+        told = {
+            n: f"{text}, {spent[n] / JOULES_PER_KWH * grid:.3g} g CO2eq at {grid:g} g/kWh" for n, text in told.items()
+        }
+    lines = "\n".join(f"- in {steps} step{'s' * (steps > 1)}: {text}" for steps, text in told.items())
+    return f"""## Energy
+
+Of one picture, by the device's own counter ({device(evaluation)}), in batches; training is not in it.
+
+{lines}
+
+"""
 
 
 def score(entry: Mapping[str, float] | None) -> str:
@@ -94,7 +169,7 @@ def write(student: Student) -> str:
     data = {key: value for key, value in trained.items() if key.startswith("prepare.")}
     training = {key: value for key, value in trained.items() if not key.startswith("prepare.")}
     size = evaluation["size"]
-    return f"""{header(student.licence)}
+    return f"""{header(student)}
 
 # {student.name}
 
@@ -124,7 +199,7 @@ scored with.
 
 {scores(evaluation)}
 
-## Limits
+{energy(evaluation)}## Limits
 
 It knows the captions of its corpus and nothing else: other words, other sizes and other step counts are
 outside what was trained and scored. The scores are those of the judge named in the protocol and compare only

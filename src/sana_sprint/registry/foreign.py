@@ -17,7 +17,15 @@ PIPELINE = "SanaSprintPipeline"
 NO_SCORES: dict[str, Any] = {"protocol": {}, "protocol_digest": "not scored", "scores": {}}
 
 
-def student(folder: Path, name: str, licence: str, description: str, scores: Path | None, default: Sampling) -> Student:
+def student(
+    folder: Path,
+    name: str,
+    licence: str,
+    link: str | None,
+    description: str,
+    scores: Path | None,
+    default: Sampling,
+) -> Student:
     """Returns what is registered of a folder. Where it has no sampling.json of ours, times, guidance and caption length
     are those of the profile in use. Raises ValueError for what is no such pipeline and for what must not be in one."""
     trust.check(folder)
@@ -31,7 +39,7 @@ def student(folder: Path, name: str, licence: str, description: str, scores: Pat
         raise ValueError(f"{scores}: keys {absent} are missing; name evaluate's JSON, or leave --scores out")
     evaluation = {"size": ELSEWHERE, "times": how["times"]} | evaluation
     made = {"made": ELSEWHERE, "registered_by": history.who()}
-    return Student(folder, name, evaluation, scores, how, licence, description, made, {})
+    return Student(folder, name, evaluation, scores, how, licence, description, made, {}, link)
 
 
 def sampling(folder: Path, default: Sampling) -> dict[str, Any]:

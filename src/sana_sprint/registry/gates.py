@@ -97,7 +97,8 @@ def _of_itself(version: ModelVersion, rules: Policy, fault: str | None) -> Itera
     if licence is None:
         yield unread("licence", version, measured.LICENCE, allowed)
     else:
-        yield Gate("licence", licence, allowed, _outcome(licence in rules.licences))
+        agree = "" if licence in rules.licences else "add it in mlflow/promotion.yaml once its terms are agreed to"
+        yield Gate("licence", licence, allowed, _outcome(not agree), agree)
     fields, asked = packed.unpack(version.tags, measured.CARD), ", ".join(rules.card)
     if not rules.card:
         return

@@ -78,6 +78,7 @@ def _previous(server: MlflowClient, name: str, entry: Entry) -> None:
         except MlflowException as error:
             if error.get_http_status_code() != versions.FORBIDDEN:
                 raise
+            assert entry.to is not None
             server.set_registered_model_alias(name, PREVIOUS, entry.to)
 
 

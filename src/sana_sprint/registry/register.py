@@ -168,6 +168,7 @@ class Student:
     description: str
     made: dict[str, str]
     trained: dict[str, str]
+    licence_link: str | None
 
     @property
     def elsewhere(self) -> bool:
@@ -183,7 +184,8 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
     made = lineage.git_tags(root) | lineage.digests(root) | run_ids | {"profile": config.profile(root)}
     made |= {"run_parent": run.parent_id, "run_register": run.run_id}
     name, trained = model_name(params, size), _trained(server, run_ids)
-    told = Student(student, name, evaluation, scores, sampling, params.licence, params.description, made, trained)
+    licence, link = params.licence, params.licence_link
+    told = Student(student, name, evaluation, scores, sampling, licence, params.description, made, trained, link)
     return enter(told, run)
 
 

@@ -1,0 +1,86 @@
+"""The model card as the Hugging Face hub reads it: its licence, and energy where it was measured."""
+
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from sana_sprint import config
+from sana_sprint.registry import card, measured
+from tests.registry.conftest import ROOT, evaluation, student
+
+LINK = "https://terms.example/own"
+SPENT = {"1": {"energy_j": 36.0}, "4": {"energy_j": 90.0}}
+
+
+def parsed(made):
+    return ModelCard(card.write(made)).data.to_dict()
+
+
+@pytest.fixture(autouse=True)
+def no_grid(monkeypatch):
+    monkeypatch.delenv("SANA_SPRINT_GRID_G_PER_KWH", raising=False)
+
+
+def test_a_licence_of_the_hub_is_named_by_its_identifier():
+    made = student(evaluation(0.4, 0.6))
+    for licence in ("Apache-2.0", "BSD-3-Clause", "CC0-1.0"):
+        found = parsed(replace(made, licence=licence, licence_link=LINK))
+        assert found["license"] == licence.lower()
+        assert "license_name" not in found
+
+
+def test_another_licence_stands_with_its_own_name_and_a_link_to_its_terms():
+    found = parsed(replace(student(evaluation(0.4, 0.6)), licence="My Licence v2", licence_link=LINK))
+    assert (found["license"], found["license_name"], found["license_link"]) == ("other", "my-licence-v2", LINK)
+
+
+@pytest.mark.parametrize(
+    ("licence", "link", "told"),
+    [
+        ("other", LINK, "names none: give its own name"),
+        ("My Licence", None, "give where its terms are as licence_link"),
+    ],
+)
+def test_a_licence_that_cannot_be_looked_up_is_refused(licence, link, told):
+    with pytest.raises(ValueError, match=told):
+        card.write(replace(student(evaluation(0.4, 0.6)), licence=licence, licence_link=link))
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
+def test_every_profile_names_a_licence_that_can_be_looked_up(profile, tmp_path):
+    (tmp_path / "params.yaml").write_text(f"profile: {profile}\n")
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    params = config.load(config.Register, tmp_path)
+    assert card.licence_lines(params.licence, params.licence_link)
+
+
+def test_energy_that_was_not_measured_is_not_told(monkeypatch):
+    monkeypatch.setenv("SANA_SPRINT_GRID_G_PER_KWH", "400")
+    text = card.write(student(evaluation(0.4, 0.6)))
+    assert "## Energy" not in text
+    assert "co2" not in text.lower()
+
+
+def test_energy_is_told_in_joules_and_as_emissions_only_where_the_grid_is_known(monkeypatch):
+    measuring = evaluation(0.4, 0.6) | {"latency": {"student": SPENT}, "machine": {"gpu": "a GPU", "cpu": "a CPU"}}
+    text = card.write(student(measuring))
+    assert "counter (a GPU)" in text
+    assert "- in 1 step: 36 J\n- in 4 steps: 90 J\n" in text
+    assert "co2" not in text.lower()
+    assert "Energy" in measured.card_fields(text)
+    monkeypatch.setenv("SANA_SPRINT_GRID_G_PER_KWH", "400")
+    text = card.write(student(measuring))
+    assert "- in 4 steps: 90 J, 0.01 g CO2eq at 400 g/kWh" in text  # 25 mWh
+    told = ModelCard(text).data.to_dict()["co2_eq_emissions"]
+    assert told["emissions"] == pytest.approx(0.01)
+    assert told["hardware_used"] == "a GPU"
+    assert "training is not in it" in told["source"]
+    assert "co2_eq_emissions" in measured.card_fields(text)
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "0", "nan", "inf"])
+def test_a_grid_that_is_no_number_is_told(monkeypatch, text):
+    monkeypatch.setenv("SANA_SPRINT_GRID_G_PER_KWH", text)
+    with pytest.raises(ValueError, match="SANA_SPRINT_GRID_G_PER_KWH is"):
+        card.write(student(evaluation(0.4, 0.6)))
