@@ -75,9 +75,11 @@ def make_repository(root):
 
 
 def points(team, name):
-    """How often the store has each (metric, step) of the stage's only run, and the run's status."""
+    """How often the store has each (metric, step) that the stage's only run logged, beside what the machine tells of
+    itself, and the run's status."""
     query = "select r.status, m.key, m.step, count(*) from metrics m join runs r on r.run_uuid = m.run_uuid "
-    rows = team.postgres.rows(f"{query} where r.name = %s group by 1, 2, 3", parameters=(name,))
+    own = "r.name = %s and m.key not like 'system/%%'"
+    rows = team.postgres.rows(f"{query} where {own} group by 1, 2, 3", parameters=(name,))
     return {(key, step): count for _, key, step, count in rows}, {status for status, *_ in rows}
 
 
