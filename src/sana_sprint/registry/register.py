@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
-from sana_sprint.registry import card, dashboard, lineage, measured, origin, store, track, trust, versions
+from sana_sprint.registry import card, dashboard, lineage, measured, origin, shared_files, store, track, trust, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -231,7 +231,9 @@ def _logged(
         trust.check(folder)
         details = details | measured.folder_tags(folder)
         details |= {} if student.elsewhere else origin.version_tags(root, student.evaluation["size"])
-        return details, _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
+        model_id = _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
+    shared_files.link_version(str(store.client(run.uri).get_logged_model(model_id).artifact_location))
+    return details, model_id
 
 
 def _profile_file(root: Path) -> Path:
