@@ -135,6 +135,9 @@ def test_a_version_s_description_tells_its_scores_and_where_it_comes_from(regist
     registered(evaluation(0.45, 0.6))  # the same weights, scored again
     assert answer["version"] == 1
     assert "| 1 | 0.450 ± 0.020 |" in server.get_model_version(NAME, "1").description
+    server.update_model_version(NAME, "1", "ours")
+    registered(evaluation(0.4, 0.6))
+    assert server.get_model_version(NAME, "1").description == "ours"
 
 
 def test_the_experiment_is_of_training_and_keeps_what_people_write(repository, server):

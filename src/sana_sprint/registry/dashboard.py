@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 NOTE, PARENT, REGISTERED = "mlflow.note.content", "mlflow.parentRunId", "registered"
+REGISTERED_BY = "[registered by]("  # stands in a version's description that is ours
 FLAT = {"orderByKey": "attributes.run_name", "orderByAsc": "true"}  # sorted by time, stages hide below their command
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on traces of agents, empty here
 VIEW = "workflowType=machine_learning"  # and so does the menu beside it
@@ -195,7 +196,7 @@ def version_note(description: str, evaluation: Mapping[str, Any], run: Run, pare
     registered it and to the run of the command, which knows the report.
     """
     parent = f"#/experiments/{run.info.experiment_id}/runs/{parent_id}?{VIEW}"
-    lines = [description, "", f"[registered by]({run_page(run)}), [made by]({parent})", ""]
+    lines = [description, "", f"{REGISTERED_BY}{run_page(run)}), [made by]({parent})", ""]
     student = {steps: one for network, steps, one in _networks(evaluation) if network == "student"}
     if not student:
         return "\n".join([*lines, "Not scored."])

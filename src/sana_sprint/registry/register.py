@@ -210,8 +210,9 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
     there = server.get_model_version(name, version)
     _record_scores(server, run.run_id, there.tags["model_id"], evaluation)
     server.set_tag(run.run_id, dashboard.REGISTERED, f"{name}/{version}")
-    note = dashboard.version_note(student.description, evaluation, server.get_run(run.run_id), run.parent_id)
-    server.update_model_version(name, version, note)
+    if not known or dashboard.REGISTERED_BY in (there.description or ""):  # what people write instead stays
+        note = dashboard.version_note(student.description, evaluation, server.get_run(run.run_id), run.parent_id)
+        server.update_model_version(name, version, note)
     if student.scores:
         server.log_model_artifact(there.tags["model_id"], str(student.scores), "evaluation")
     server.set_registered_model_alias(name, versions.CHALLENGER, version)
