@@ -6,6 +6,8 @@ from playwright.sync_api import expect
 from tests.dashboard import dashboard
 from tests.e2e.clone import SIZES
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def shown(finished):
