@@ -132,9 +132,7 @@ def team(tmp_path_factory: pytest.TempPathFactory):
         yield running
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tells pytest-xdist what one process must run: a file; of e2e/ all, since they share a clone."""
-    for item in items:
-        place = item.path.parent if item.path.parent.name == "e2e" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(place)))
+    place = item.path.parent if item.path.parent.name == "e2e" else item.path
+    item.add_marker(pytest.mark.xdist_group(str(place)))
