@@ -130,9 +130,3 @@ def team(tmp_path_factory: pytest.TempPathFactory):
 
     with parts.team(tmp_path_factory.mktemp("team")) as running:
         yield running
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tells pytest-xdist what one process must run: a file; of e2e/ all, since they share a clone."""
-    place = item.path.parent if item.path.parent.name == "e2e" else item.path
-    item.add_marker(pytest.mark.xdist_group(str(place)))
