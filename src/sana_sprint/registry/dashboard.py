@@ -188,7 +188,8 @@ def _links(runs: list[Run]) -> Iterator[str]:
     if evaluated := [run for run in runs if run.data.tags.get("stage") == "evaluate"]:
         ids = quote(json.dumps([run.info.run_id for run in evaluated], separators=(",", ":")))
         of = quote(json.dumps([evaluated[0].info.experiment_id]))
-        yield f"[its students compared](#/compare-runs?{VIEW}&runs={ids}&experiments={of})"
+        # The page looks for runs as the first word of the address only.
+        yield f"[its students compared](#/compare-runs?runs={ids}&experiments={of}&{VIEW})"
 
 
 def version_note(description: str, evaluation: Mapping[str, Any], run: Run, parent_id: str) -> str:
