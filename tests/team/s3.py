@@ -32,6 +32,10 @@ class Handler(localbucket.S3Handler):
             localbucket.sub_element(ET.SubElement(answer, "Deleted"), "Key", one.text)
         self._send_xml(answer)
 
+    def _copy_object(self, bucket, key):
+        super()._copy_object(bucket, key)
+        sys.stderr.write(f"copied here: {key}\n")
+
     def log_message(self, *args):
         pass
 

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.e2e
 
 NAME = "sana-sprint-story-small"
 CHAMPION = f"models:/{NAME}@champion"
+VAE = "artifacts/pipeline/vae/diffusion_pytorch_model.safetensors"
 STUDENT = Path("data/models/student") / SIZE
 PIPELINE = """
 stages:
@@ -193,6 +195,7 @@ def test_a_students_way_from_registration_over_the_gates_into_use_and_back(story
         (tmp_path / f"{NAME}@champion").rename(tmp_path / "before")
         first_picture = champion_is(story, loaded, "first")
         assert first_picture != better_picture
+        equal_weights_are_held_once(story)
         history_tells_all(story)
         lineage_is_walked_both_ways(story, first, better)
     if story.team:
@@ -241,6 +244,21 @@ def champion_is(story, loaded, name):
     picture(found["by_diffusers"])
     picture(found["png"])
     return found["png"]
+
+
+def equal_weights_are_held_once(story):
+    """The students differ in the transformer alone: the autoencoder's file is the first one's, or was copied from it
+    within S3."""
+    client = MlflowClient(store.tracking_uri())
+    numbers = ("1", "2", "3")
+    places = [f"{client.get_model_version_download_uri(NAME, number)}/{VAE}" for number in numbers]
+    if story.team:
+        log = (story.team.folder / "s3.log").read_text().splitlines()
+        told = [f"copied here: {place.removeprefix(f's3://{parts.BUCKET}/')}" in log for place in places]
+        assert told == [False, True, True]
+    else:
+        first, *others = (Path(unquote(place.removeprefix("file://"))) for place in places)
+        assert [other.samefile(first) for other in others] == [True, True]
 
 
 def history_tells_all(story):

@@ -225,6 +225,8 @@ def _logged(
     student: Student, tags: dict[str, str], details: dict[str, str], run: track.Run
 ) -> tuple[dict[str, str], str]:
     """Returns the tags that the registered folder adds to `details`, and the id of the LoggedModel that holds it."""
+    from sana_sprint.registry import shared_objects
+
     root = lineage.repository()
     text = card.write(student)
     place = root / store.FOLDER / ".staging" / student.name / "pipeline"
@@ -232,7 +234,8 @@ def _logged(
         trust.check(folder)
         details = details | measured.folder_tags(folder)
         details |= {} if student.elsewhere else origin.version_tags(root, student.evaluation["size"])
-        model_id = _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
+        with shared_objects.copies():
+            model_id = _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
     shared_files.link_version(str(store.client(run.uri).get_logged_model(model_id).artifact_location))
     return details, model_id
 

@@ -1,6 +1,6 @@
 """Big files of registered versions, once on the disk: where the artefacts lie in a folder of this machine, a version's
 file that equals another version's, byte for byte, becomes a hard link to it. Files of versions are never written again,
-so that a link is as good as a copy; deleting one version leaves the other whole. An object store knows no links.
+so that a link is as good as a copy; deleting one version leaves the other whole. For S3 see shared_objects.py.
 """
 
 from __future__ import annotations

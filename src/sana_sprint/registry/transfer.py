@@ -100,6 +100,8 @@ def _copied(source: MlflowClient, version: ModelVersion, target: MlflowClient, n
 
 def _uploaded(source: MlflowClient, version: ModelVersion, target: MlflowClient, folder: Path) -> tuple[str, str]:
     """Returns the ids of the LoggedModel there and of the run that made it, with the metrics of the one here."""
+    from sana_sprint.registry import shared_objects
+
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # --json prints one JSON
     experiment = store.experiment(target, target.tracking_uri, version.tags.get("profile", "transfer"))
     label = f"transfer {version.name} {version.version}"
@@ -108,7 +110,8 @@ def _uploaded(source: MlflowClient, version: ModelVersion, target: MlflowClient,
     status = "FAILED"
     try:
         model = target.create_logged_model(experiment, "student", source_run_id=run_id, tags={ORIGIN: came})
-        target.log_model_artifacts(model.model_id, str(folder))
+        with shared_objects.copies(versions.root(source, version)):
+            target.log_model_artifacts(model.model_id, str(folder))
         target.finalize_logged_model(model.model_id, "READY")
         status = "FINISHED"
     finally:
