@@ -35,7 +35,7 @@ def main() -> None:
         threads.use_fastest()
         outcome = evaluate.run(params, sampling, trigflow.sigma_d, folders, size)
         files = [Path(file) for file in params.protocols]
-        public, looked = folder_student.run(files, folders.student, folders.cache / "protocols", Path())
+        public, looked = folder_student.run(files, folders.student, Path("data/cache/protocols"), Path(), size)
         outcome.result["protocols"] = public
         evaluate.write_grids(outcome, grids)
         folder_student.keep(looked, grids / "protocols")

@@ -24,15 +24,16 @@ def main() -> None:
     names = sorted(results, key=lambda name: (name != AGAINST, name))
     check_protocols(results)
     rows = [row(name, results[name], results[AGAINST]) for name in names]
+    protocols = report_tables.ablation_protocols(rows)
     storage.write_json(OUT / "table.json", rows)
-    storage.write_text(OUT / "table.md", f"{markdown(rows)}\n{told_of_protocols(rows)}\n")
+    storage.write_text(OUT / "table.md", f"{markdown(rows)}\n{protocols}\n")
     curves = {name: well(results[name])[0]["curves"] for name in names if well(results[name])}
     watched = ("student/grad_norm", "student/tangent_norm", "student/logvar", "heads/accuracy", "student/drift")
     plots.compared(curves, watched, OUT / "curves.png")
     words = (
         "Each row distils the base student again with some keys of the profile changed. Mean over seeds ± its standard "
         f"error (of one seed: over its prompts); gains over {AGAINST} are paired by seed. Curves are those of one "
-        f"seed. A seed that fell ill and was given up counts under ill and in no mean. {told_of_protocols(rows)}"
+        f"seed. A seed that fell ill and was given up counts under ill and in no mean. {protocols}"
     )
     pages.write_experiment(OUT / "index.html", "Ablation", words, markdown(rows), [OUT / "curves.png"])
     print((OUT / "table.md").read_text())
@@ -60,17 +61,6 @@ def check_protocols(results: dict[str, dict[str, Any]]) -> None:
                 f"{FOLDER / name}.json: seed {seed} was scored under protocol {digest:.12}, {first} by {wanted:.12}; "
                 f"run `dvc repro -f -s pipelines/ablation/dvc.yaml:variant@{name}`"
             )
-
-
-def told_of_protocols(rows: list[dict[str, Any]]) -> str:
-    """Returns the line that tells the protocol of all rows, or which ones do not tell theirs."""
-    silent = [one["variant"] for one in rows if one["protocol_digest"] is None and one["seeds"] > one["ill"]]
-    if silent:
-        return (
-            f"Scored before protocol digests were kept, so that they may not compare: {', '.join(silent)}; run "
-            "`dvc repro -f -s pipelines/ablation/dvc.yaml:variant@NAME` for each."
-        )
-    return f"Protocol {rows[0]['protocol_digest'] or '-':.12}."
 
 
 def row(name: str, result: dict[str, Any], against: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,10 @@ def compare(
     one, other = (comparison.load(word, size, lineage.repository()) for word in (before, after))
     rows = comparison.table(one, other)
     if not rows:
-        raise ValueError(f"{one.name} and {other.name} have no score in common")
+        raise ValueError(
+            f"{one.name} and {other.name} have no score in common: they were judged by different judges or at other "
+            "steps; name two evaluations of one profile"
+        )
     columns = ["network", "steps", "score", one.name, other.name, "difference"]
     if as_json:
         console.emit(comparison.public(one, other))

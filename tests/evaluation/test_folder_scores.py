@@ -19,11 +19,13 @@ from sana_sprint.evaluation import (
     clip_judge,
     folder_distances,
     folder_draw,
+    folder_geneval,
     folder_page,
     folder_protocol,
     folder_scores,
     folder_student,
     geneval_judge,
+    picture_cache,
 )
 from sana_sprint.evaluation.protocol import Prompt
 from sana_sprint.maths import distances, metrics
@@ -153,7 +155,7 @@ def test_only_missing_pictures_are_drawn_and_are_the_same_bytes_on_any_number_of
 def test_a_folder_drawn_otherwise_is_refused(tmp_path, root, sprint_folder):
     folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
     assert len(list(folder.glob("*/*.png"))) == 12
-    with pytest.raises(ValueError, match="drawn by another model or otherwise; name an empty folder"):
+    with pytest.raises(ValueError, match=r"drawn by another model or otherwise \(drawn, steps\); name an empty"):
         sampled(tmp_path, root, sprint_folder, "distances", steps=2)
     with pytest.raises(ValueError, match=r"no list for 3 steps; it has \['1', '2'\]"):
         sampled(tmp_path, root, sprint_folder, "distances", steps=3)
@@ -242,11 +244,64 @@ def test_prompts_that_changed_are_not_drawn_into_the_pictures_of_others(tmp_path
     sampled(tmp_path, own, sprint_folder, "geneval")
     path = own / "data/source/metadata.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
-    with pytest.raises(ValueError, match="drawn by another model or otherwise"):
+    with pytest.raises(ValueError, match=r"drawn by another model or otherwise \(prompts\)"):
         sampled(tmp_path, own, sprint_folder, "geneval")
     path.unlink()
     with pytest.raises(ValueError, match=r"metadata\.jsonl: no such file; see README, section Protocols"):
         sampled(tmp_path, own, sprint_folder, "geneval")
+
+
+def test_captions_that_changed_after_the_drawing_are_not_compared_with_its_pictures(tmp_path, root, sprint_folder):
+    own = tmp_path / "own"
+    shutil.copytree(root / "data", own / "data")
+    folder, _ = sampled(tmp_path, own, sprint_folder, "distances")
+    path = own / "data/source/real/meta_data.json"
+    path.write_text(path.read_text().replace("a photo of 3 cats", "a photo of 3 dogs"))
+    assert "drawn with other prompts than the protocol says" in refused(tmp_path, own, folder, kind="distances")
+
+
+def test_what_is_kept_is_keyed_by_the_code_and_the_libraries_behind_it(tmp_path, root, sprint_folder, monkeypatch):
+    """A fault mended in a judge or in the sampler draws and looks again."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    geneval, _ = sampled(tmp_path / "one", root, sprint_folder, "geneval")
+    distances, _ = sampled(tmp_path / "two", root, sprint_folder, "distances")
+
+    def kept():
+        for folder, kind in ((geneval, "geneval"), (distances, "distances")):
+            score(tmp_path, root, folder, kind=kind)
+        return {path.name for path in (tmp_path / "cache").iterdir()}
+
+    before = kept()
+    assert len(before) == 3
+    original = picture_cache.version
+    monkeypatch.setattr(picture_cache, "version", lambda name: original(name) + ("+1" if name == "torch" else ""))
+    assert len(kept() - before) == 3
+    with pytest.raises(ValueError, match=r"otherwise \(libraries\); name an empty folder"):
+        sampled(tmp_path / "one", root, sprint_folder, "geneval")
+    before, looked = kept(), list(folder_geneval.CODE)
+    monkeypatch.setattr(folder_geneval, "CODE", looked[:-1])
+    assert len(kept() - before) == 1
+
+
+def test_two_protocols_of_the_same_pictures_draw_them_once(tmp_path, root, sprint_folder, monkeypatch):
+    one = protocol_file(tmp_path, kind="distances", drawn=DRAWN | {"times": {"1": [1.5708, 0.0]}})
+    other = tmp_path / "other.yaml"
+    other.write_text(one.read_text().replace("neighbours: 2", "neighbours: 3"))
+    found, _ = folder_student.run([one, other], sprint_folder, tmp_path / "cache", root, "base")
+    (folder,) = (path for path in (tmp_path / "cache/drawn").iterdir() if path.is_dir())
+    assert len(list(folder.glob("*/*.png"))) == 12
+    assert found["protocol"]["1"]["protocol"]["neighbours"] == 2
+    assert found["other"]["1"]["protocol"]["neighbours"] == 3
+    assert found["other"]["1"]["protocol"]["inception"]["sha256"] == storage.digest(root / "data/weights/inception")
+
+
+def test_a_broken_file_of_features_is_named(tmp_path, root, sprint_folder):
+    folder, _ = sampled(tmp_path, root, sprint_folder, "distances")
+    score(tmp_path, root, folder, kind="distances")
+    path = next((tmp_path / "cache").glob("features-*/*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert re.search(rf"{path}: .*; delete it and run this again", refused(tmp_path, root, folder, kind="distances"))
 
 
 def test_a_released_folder_without_our_sampling_is_drawn(tmp_path, root, sprint_folder):
@@ -257,8 +312,6 @@ def test_a_released_folder_without_our_sampling_is_drawn(tmp_path, root, sprint_
 
 
 def test_results_are_read_as_genevals_own_summary_reads_them(tmp_path, root, pictures):
-    from sana_sprint.evaluation import folder_geneval
-
     found = score(tmp_path, root, pictures, kind="geneval")
     (tmp_path / "results.jsonl").write_text(folder_geneval.results_lines(found["looked"]))
     table = pd.read_json(tmp_path / "results.jsonl", orient="records", lines=True)
@@ -414,8 +467,8 @@ def test_the_other_clip_of_the_literature_is_another_protocol_on_the_same_pictur
 def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twice(tmp_path, root, sprint_folder):
     file = protocol_file(tmp_path, kind="geneval")
     cache = tmp_path / "cache"
-    found, looked = folder_student.run([file], sprint_folder, cache, root)
-    pictures = {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")}
+    found, looked = folder_student.run([file], sprint_folder, cache, root, "base")
+    pictures = {path: path.stat().st_mtime_ns for path in cache.glob("drawn/*/*/samples/*.png")}
     assert len(pictures) == 2 * 6
     for steps in ("1", "2"):
         folder, drawn = tmp_path / steps, folder_draw.run(file, sprint_folder, tmp_path / steps, int(steps), root)
@@ -425,8 +478,8 @@ def test_evaluate_scores_a_student_under_public_protocols_and_draws_nothing_twic
         assert found["protocol"][steps]["protocol_digest"] == alone["protocol_digest"]
     told = folder_student.headline(found)["protocol/overall_2_step"]
     assert told == found["protocol"]["2"]["scores"]["overall"]["value"]
-    assert folder_student.run([file], sprint_folder, cache, root) == (found, looked)
-    assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*/samples/*.png")} == pictures
+    assert folder_student.run([file], sprint_folder, cache, root, "base") == (found, looked)
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("drawn/*/*/samples/*.png")} == pictures
 
 
 def test_the_page_of_geneval_shows_every_picture_its_boxes_and_the_reason(tmp_path, root, pictures):

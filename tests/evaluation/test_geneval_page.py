@@ -21,7 +21,7 @@ def looked(root, sprint_folder, tmp_path_factory):
     """What evaluate scores and keeps of a student, at two step counts."""
     place = tmp_path_factory.mktemp("evaluate")
     file = protocol_file(place, kind="geneval").rename(place / "geneval.yaml")
-    return folder_student.run([file], sprint_folder, place / "cache", root)
+    return folder_student.run([file], sprint_folder, place / "cache", root, "base")
 
 
 @pytest.fixture(scope="module")

@@ -145,10 +145,21 @@ def test_what_no_finished_run_uses_goes_after_a_day(tmp_path):
     (tmp_path / "teacher-1.npy").touch()
     picture_cache.forget(tmp_path, "small", {"mine", "before"})
     picture_cache.forget(tmp_path, "base", {"of-base"})
+    (tmp_path / "of-a-run-that-draws" / "people").mkdir(parents=True)
     days_ago = time.time() - 3 * 24 * 3600
     for path in tmp_path.iterdir():
         if path.name != "of-a-run-at-work":
             os.utime(path, (days_ago, days_ago))
     picture_cache.forget(tmp_path, "small", {"mine"})
-    kept = {"mine", "of-base", "of-a-run-at-work"}
+    kept = {"mine", "of-base", "of-a-run-at-work", "of-a-run-that-draws"}
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".json"} == kept
+
+
+def test_what_nobody_used_for_a_month_is_swept(tmp_path):
+    (tmp_path / "features").mkdir()
+    for days, name in ((1, "used"), (29, "features/real"), (31, "features/of-a-student-long-gone")):
+        path = tmp_path / name
+        path.touch()
+        os.utime(path, (time.time() - days * 24 * 3600,) * 2)
+    picture_cache.sweep(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"used", "real"}

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -94,6 +95,7 @@ def test_two_workers_see_in_pictures_what_one_process_sees(root, sprint_folder, 
     geneval, _ = sampled(tmp_path, root, sprint_folder, "geneval")
     distances = folder_protocol.load(protocol_file(tmp_path, kind="distances"))
     pairs = folder_distances.pairs(distances, root / "data/source/real", root)
+    digests = {kind: [storage.digest(getattr(pair, kind)) for pair in pairs] for kind in ("real", "drawn")}
     found = []
     for workers in ("1", "2"):
         monkeypatch.setenv("SANA_SPRINT_WORKERS", workers)
@@ -102,7 +104,7 @@ def test_two_workers_see_in_pictures_what_one_process_sees(root, sprint_folder, 
                 monkeypatch.setattr(module, "load", lambda *_: pytest.fail("looked here"))
         cache = tmp_path / workers
         places = {name: cache / name for name in ("inception", "clip")}
-        seen = folder_distances.features(distances, pairs, places, root)
+        seen = folder_distances.features(distances, pairs, digests, places, root)
         features = {
             (name, kind): part.numpy().tobytes() for name, parts in seen.items() for kind, part in parts.items()
         }
@@ -110,6 +112,17 @@ def test_two_workers_see_in_pictures_what_one_process_sees(root, sprint_folder, 
         assert len(list(cache.rglob("*.safetensors"))) == 2 * 2 * 3  # networks, kinds, batches of five
     assert found[0] == found[1]
     assert len(set(found[0][1].values())) == 2  # Inception's and CLIP's, of one folder
+
+
+def test_a_judge_that_cannot_be_loaded_is_told_by_its_own_words(root, sprint_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SANA_SPRINT_WORKERS", "2")
+    own = tmp_path / "own"
+    shutil.copytree(root / "data", own / "data")
+    path = own / "data/weights/detector/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    folder, _ = sampled(tmp_path, own, sprint_folder, "geneval")
+    with pytest.raises(ValueError, match=r"^[^;]*data/weights/detector: .*; fetch the folder again$"):
+        score(tmp_path, own, folder, kind="geneval")
 
 
 def test_a_share_that_kills_its_workers_ends_with_one_line(joined):

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sana_sprint.config import TrainJudge
 
 RESIZE = (
-    "shorter edge bicubic with antialiasing (Pillow), the longer one rounded down, square from the centre, "
+    "shorter edge bicubic with antialiasing (Pillow), the longer one rounded down, square from the centre, its left "
+    "and top rounded down, "
     "pixels / 255, mean and deviation"
 )
 AS_CLIP = {"resample": 3, "do_resize": True, "do_center_crop": True, "do_normalize": True}  # 3: bicubic
@@ -77,8 +78,9 @@ def encoded(tokenizer: Any, captions: Sequence[str]) -> Any:
 
 
 def prepared(pictures: Sequence[np.ndarray] | np.ndarray, preprocessor: dict[str, Any]) -> Tensor:
-    """Returns pictures (N, 3, S, S) resized by their shorter edge, cropped at the centre and normalised, as
-    CLIP's own preprocessor does (arXiv:2103.00020, github openai/CLIP clip.py `_transform`).
+    """Returns pictures (N, 3, S, S) resized by their shorter edge, cropped at the centre and normalised, as CLIP's
+    preprocessor does (arXiv:2103.00020; transformers' CLIPImageProcessor, whose crop lies a pixel beside that of
+    OpenAI's own where what is cut off is 3 modulo 4 px).
     """
     edge = preprocessor["size"]
     edge = edge["shortest_edge"] if isinstance(edge, dict) else edge

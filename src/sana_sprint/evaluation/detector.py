@@ -28,6 +28,7 @@ ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 REMEDY = "fetch the folder again"
 MOST_DETECTIONS = 100  # mmdetection, configs/mask2former/mask2former_r50_lsj_8x2_50e_coco.py, test_cfg.max_per_image
 EMPTY_MASK = 1e-6  # mmdetection's guard of the mean over a mask
+RULES = {"most_detections": MOST_DETECTIONS, "empty_mask": EMPTY_MASK}  # as JSON, for a protocol
 GENEVAL_NAMES = {
     "mouse": "computer mouse",
     "remote": "tv remote",

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from sana_sprint import storage
 from sana_sprint.data import manifest
 from sana_sprint.evaluation import (
-    classifier,
     clip_judge,
     drawing,
     generate,
@@ -109,7 +108,8 @@ def begin(
     prompts = protocol.prompts(manifest.read(folders.raw, "eval"), params)
     with threads.one():
         court = summon(params, folders.judge, prompts)
-    judge, at_once = judged_by(params, folders.judge, court.clip), drawing.at_once(sampling)
+    judge, at_once = judges.described(params.judge, folders.judge), drawing.at_once(sampling)
+    judge |= {"clip_resize": clip_judge.RESIZE, "clip_preprocessor": court.clip.preprocessor}
     described = protocol.describe(prompts, params, sampling, sigma_d, judge, at_once)
     outcome = Outcome(
         {
@@ -187,20 +187,6 @@ def summon(params: Evaluate, folder: Path, prompts: list[Prompt]) -> Court:
     texts = clip.captions([prompt.caption for prompt in prompts])
     name = "fid_scene_clip" if params.judge == "scenes" else "fid_corpus_clip"
     return Court(prompts, judge, clip, texts, reference, name)
-
-
-def judged_by(params: Evaluate, folder: Path, clip: clip_judge.Clip) -> dict[str, Any]:
-    """Returns what the protocol records of the judges: their weights by digest, and how pictures are brought to the
-    size that they take.
-    """
-    weighty = (path for path in sorted(folder.iterdir()) if path.name != "judge.json")
-    return {
-        "kind": params.judge,
-        "digest": storage.digest(folder),
-        "weights": {path.stem: storage.digest(path) for path in weighty},
-        "clip_resize": clip_judge.RESIZE,
-        "clip_preprocessor": clip.preprocessor,
-    } | ({"classifier_resize": classifier.RESIZE} if params.judge == "classes" else {})
 
 
 def enter(outcome: Outcome, court: Court, model: str, steps: str, pictures: np.ndarray) -> None:

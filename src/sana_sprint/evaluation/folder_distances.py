@@ -1,11 +1,14 @@
 """Distances of a folder of pictures to real ones of the same captions: FID, KID, CMMD, precision, recall, CLIP score.
 
-The features of each batch are kept, keyed by the pictures' bytes and the network's weights: a run that was cut short
-goes on where it was, and the real pictures are looked at once for all students. Deleting the cache is always safe.
+The features of each batch are kept, keyed by the pictures' bytes, the network's weights and the code that makes them:
+a run that was cut short goes on where it was, and the real pictures are looked at once for all students. Deleting the
+cache is always safe.
 """
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +19,16 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sana_sprint import storage
-from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, generate, judging, tally
+from sana_sprint.evaluation import (
+    clip_judge,
+    folder_pictures,
+    folder_protocol,
+    generate,
+    judging,
+    picture_cache,
+    tally,
+    weights,
+)
 from sana_sprint.maths import distances, metrics
 from sana_sprint.models import inception
 
@@ -29,6 +41,8 @@ if TYPE_CHECKING:
     from sana_sprint.evaluation.folder_protocol import Distances, Size
 
 GROUPS = 10  # of the jackknife
+CODE = {"inception": (inception, folder_pictures), "clip": (clip_judge, folder_pictures)}
+RESIZE = {"inception": inception.RESIZE, "clip": clip_judge.RESIZE}
 
 
 @dataclass(frozen=True)
@@ -82,11 +96,17 @@ class Batch:
     file: Path
 
 
-def batches(paths: Sequence[Path], network: str, cache: Path, number: int, size: Size | None) -> list[Batch]:
-    """Returns pictures in batches, whose files are named by the pictures' bytes."""
-    parts = [[path.absolute() for path in paths[start : start + number]] for start in range(0, len(paths), number)]
-    names = [storage.digest_of([storage.digest(path) for path in part])[:32] for part in parts]
-    return [Batch(network, part, size, cache / f"{name}.safetensors") for name, part in zip(names, parts, strict=True)]
+def batches(
+    paths: Sequence[Path], digests: Sequence[str], network: str, cache: Path, number: int, size: Size | None
+) -> list[Batch]:
+    """Returns pictures in batches of a number, whose files are named by the pictures' digests."""
+    found = []
+    for start in range(0, len(paths), number):
+        part = slice(start, start + number)
+        name = storage.digest_of(list(digests[part]))[:32]
+        whole = [path.absolute() for path in paths[part]]  # a worker may start elsewhere
+        found.append(Batch(network, whole, size, cache / f"{name}.safetensors"))
+    return found
 
 
 def networks(protocol: Distances, root: Path) -> Callable[[Batch], Tensor]:
@@ -102,39 +122,56 @@ def networks(protocol: Distances, root: Path) -> Callable[[Batch], Tensor]:
     return look
 
 
-def features(protocol: Distances, asked: Sequence[Pair], places: dict[str, Path], root: Path) -> dict[str, Any]:
+def features(
+    protocol: Distances, asked: Sequence[Pair], digests: dict[str, list[str]], places: dict[str, Path], root: Path
+) -> dict[str, Any]:
     """Returns {network: {"real" and "drawn": features (N, D)}}, those of each batch kept in a file in the network's
-    place."""
+    place. `digests` are those of the "real" and the "drawn" pictures asked."""
     found: dict[str, dict[str, list[Batch]]] = {}
+    real, drawn, number = [pair.real for pair in asked], [pair.drawn for pair in asked], protocol.batch
     for name, place in places.items():
         sized = place / f"{protocol.size_px.width}x{protocol.size_px.height}"  # what lies there had this size
         found[name] = {
-            "real": batches([pair.real for pair in asked], name, place, protocol.batch, None),
-            "drawn": batches([pair.drawn for pair in asked], name, sized, protocol.batch, protocol.size_px),
+            "real": batches(real, digests["real"], name, place, number, None),
+            "drawn": batches(drawn, digests["drawn"], name, sized, number, protocol.size_px),
         }
     every = [batch for parts in found.values() for part in parts.values() for batch in part]
     missing = list({batch.file: batch for batch in every if not batch.file.is_file()}.values())
     looks = judging.spread(partial(networks, protocol, root.absolute()), missing)
     for batch, seen in tqdm(looks, total=len(missing), desc="features", mininterval=3):
-        with storage.whole_file(batch.file) as unfinished:
-            save_file({"features": seen.contiguous()}, unfinished)
+        batch.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = batch.file.with_name(f"{storage.UNFINISHED}{uuid.uuid4().hex}")  # another command may be at it too
+        save_file({"features": seen.contiguous()}, unfinished)
+        unfinished.replace(batch.file)
     return {
-        name: {kind: torch.cat([load_file(batch.file)["features"] for batch in part]) for kind, part in parts.items()}
+        name: {kind: torch.cat([kept(batch.file) for batch in part]) for kind, part in parts.items()}
         for name, parts in found.items()
     }
+
+
+def kept(file: Path) -> Tensor:
+    """Returns the features of a file, which counts as used now. Raises ValueError naming it when it is broken."""
+    os.utime(file)
+    with weights.readable(file, "delete it and run this again"):
+        return load_file(file)["features"]
 
 
 def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[str, Any]) -> dict[str, Any]:
     """Returns FID, KID and precision and recall on Inception features, FID and CMMD on CLIP's, the CLIP score, and FID
     and CLIP score per category."""
     asked = pairs(protocol, folder, root)
-    weights = folder_protocol.weights(protocol, root)
-    real = storage.digest_of([storage.digest(pair.real) for pair in asked])
-    described = protocol.model_dump() | weights | {"real": real, "captions_asked": [pair.caption for pair in asked]}
-    described |= how
-    described["resize"] = f"Inception: bilinear to 299 px, no antialiasing; CLIP: {clip_judge.RESIZE}"
-    keys = {name: storage.digest_of([one["sha256"], described["resize"]])[:16] for name, one in weights.items()}
-    seen = features(protocol, asked, {name: cache / f"features-{key}" for name, key in keys.items()}, root)
+    judges = folder_protocol.weights(protocol, root)
+    digests = {
+        "real": [storage.digest(pair.real) for pair in asked],
+        "drawn": [storage.digest(pair.drawn) for pair in asked],
+    }
+    captions = storage.digest_of([pair.caption for pair in asked])
+    described = (
+        protocol.model_dump() | judges | {"real": storage.digest_of(digests["real"]), "captions_asked": captions}
+    )
+    described |= how | {"resize": RESIZE, "jackknife_groups": GROUPS, "cmmd_bandwidth": distances.BANDWIDTH}
+    places = {name: cache / f"features-{key(name, one['sha256'])}" for name, one in judges.items()}
+    seen = features(protocol, asked, digests, places, root)
     clip = clip_judge.load(root / protocol.clip.folder)
     clip.model.to(generate.device())
     texts = clip.captions([pair.caption for pair in asked])
@@ -144,6 +181,12 @@ def run(protocol: Distances, folder: Path, cache: Path, root: Path, how: dict[st
         "pictures": len(asked),
         "scores": measured(seen, texts, protocol) | {"categories": by_category(asked, seen, texts)},
     }
+
+
+def key(network: str, sha256: str) -> str:
+    """Returns the name of the folder of a network's features: all that they depend on but the pictures."""
+    made = picture_cache.made_by(CODE[network], folder_pictures.LIBRARIES)
+    return storage.digest_of([sha256, RESIZE[network], made])[:16]
 
 
 def measured(seen: dict[str, dict[str, Tensor]], texts: Tensor, protocol: Distances) -> dict[str, dict[str, float]]:

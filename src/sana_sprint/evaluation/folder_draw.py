@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import drawing, folder_protocol, generate, geneval
+from sana_sprint.evaluation import drawing, folder_protocol, generate, geneval, picture_cache
 from sana_sprint.evaluation.drawing import Order
 from sana_sprint.evaluation.protocol import Prompt
 
@@ -42,22 +42,7 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, root: Path) 
     """Draws what is missing in `folder`; returns how many pictures were drawn and how many there are. Raises ValueError
     for a step count without times, and for a folder whose pictures were drawn otherwise."""
     protocol = folder_protocol.load(protocol_file)
-    times = protocol.drawn.times.get(str(steps))
-    if times is None:
-        raise ValueError(
-            f"{protocol_file}: drawn.times has no list for {steps} steps; it has {sorted(protocol.drawn.times)}"
-        )
-    how: dict[str, Any] = {
-        "drawn": protocol.drawn.model_dump() | {"times": times},
-        "steps": steps,
-        "size_px": protocol.size_px.model_dump(),
-    }
-    asked = (
-        protocol.metadata
-        if isinstance(protocol, folder_protocol.GenEval)
-        else f"{protocol.reference}/{protocol.captions}"
-    )
-    how |= {"model": storage.digest(generate.checked(model)), "prompts": storage.digest(existing(root / asked))}
+    how = described(protocol_file, model, steps, root)
     claim(folder, how)
     if isinstance(protocol, folder_protocol.GenEval):
         targets = geneval_targets(protocol, folder, root)
@@ -67,7 +52,7 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, root: Path) 
         folder=model.resolve(),
         digest=how["model"],
         network="student",
-        sampling=sampling_of(protocol, steps, times),
+        sampling=sampling_of(protocol, steps, how["drawn"]["times"]),
         sigma_d=sigma_d_of(model),
         steps=steps,
         seed=protocol.drawn.seed,
@@ -76,6 +61,33 @@ def run(protocol_file: Path, model: Path, folder: Path, steps: int, root: Path) 
         prompts=[Prompt(one.number, "", one.caption, "", "", {}) for one in targets],
     )
     return draw(order, targets), len(targets)
+
+
+def described(protocol_file: Path, model: Path, steps: int, root: Path) -> dict[str, Any]:
+    """Returns all that a folder's pictures depend on, as JSON types. Raises ValueError for a step count without times,
+    and for a model or prompts that are not there."""
+    protocol = folder_protocol.load(protocol_file)
+    times = protocol.drawn.times.get(str(steps))
+    if times is None:
+        raise ValueError(
+            f"{protocol_file}: drawn.times has no list for {steps} steps; it has {sorted(protocol.drawn.times)}"
+        )
+    return {
+        "drawn": protocol.drawn.model_dump() | {"times": times},
+        "instruction": instruction(protocol),
+        "steps": steps,
+        "size_px": protocol.size_px.model_dump(),
+        "model": storage.digest(generate.checked(model)),
+        "prompts": storage.digest(existing(root / protocol.asked)),
+    } | picture_cache.made_by(picture_cache.CODE, picture_cache.LIBRARIES)
+
+
+def instruction(protocol: GenEval | Distances) -> list[str]:
+    """Returns the lines that stand before each prompt."""
+    from diffusers import SanaSprintPipeline
+
+    stock = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
+    return list(stock) if protocol.drawn.instruction == "pipeline" else []
 
 
 def draw(order: Order, targets: list[Target]) -> int:
@@ -118,9 +130,12 @@ def claim(folder: Path, how: dict[str, Any]) -> None:
     """Writes by what the pictures of a folder are drawn, or checks that it is what is there."""
     path = folder / DRAWN
     if path.is_file():
-        if storage.read_json(path) != how:
+        there = storage.read_json(path)
+        other = sorted(key for key in how.keys() | there.keys() if how.get(key) != there.get(key))
+        if other:
             raise ValueError(
-                f"{path}: the pictures there were drawn by another model or otherwise; name an empty folder"
+                f"{path}: the pictures there were drawn by another model or otherwise ({', '.join(other)}); name an "
+                "empty folder"
             )
         return
     if folder.is_dir() and any(folder.iterdir()):
@@ -130,9 +145,6 @@ def claim(folder: Path, how: dict[str, Any]) -> None:
 
 def sampling_of(protocol: GenEval | Distances, steps: int, times: list[float]) -> config.Sampling:
     """Returns how a protocol has pictures drawn, as the sampler takes it; nothing of it concerns a teacher."""
-    from diffusers import SanaSprintPipeline
-
-    stock = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
     drawn = protocol.drawn
     return config.Sampling(
         height_px=protocol.size_px.height,
@@ -142,7 +154,7 @@ def sampling_of(protocol: GenEval | Distances, steps: int, times: list[float]) -
         teacher_steps=1,
         teacher_shift=1.0,
         max_tokens=drawn.max_tokens,
-        instruction=list(stock) if drawn.instruction == "pipeline" else [],
+        instruction=instruction(protocol),
         times={str(steps): times},
     )
 

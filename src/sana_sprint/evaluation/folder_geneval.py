@@ -1,7 +1,7 @@
 """GenEval (arXiv:2310.11513) of a folder in its own layout, by Mask2Former and CLIP.
 
-What is seen in a picture is kept, keyed by its bytes, its demand and the judges' weights: a run that was cut short goes
-on where it was, and one over the same pictures looks at none again. Deleting the cache is always safe.
+What is seen in a picture is kept, keyed by its bytes, its demand, the judges' weights, rules and code: a run that was
+cut short goes on where it was, and one over the same pictures looks at none again. Deleting the cache is always safe.
 """
 
 from __future__ import annotations
@@ -16,7 +16,18 @@ import torch
 from tqdm import tqdm
 
 from sana_sprint import storage
-from sana_sprint.evaluation import clip_judge, folder_pictures, folder_protocol, geneval, geneval_judge, judging, tally
+from sana_sprint.evaluation import (
+    clip_judge,
+    colours,
+    detector,
+    folder_pictures,
+    folder_protocol,
+    geneval,
+    geneval_judge,
+    judging,
+    picture_cache,
+    tally,
+)
 from sana_sprint.evaluation.protocol import Prompt
 from sana_sprint.maths import metrics
 
@@ -25,6 +36,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sana_sprint.evaluation.folder_protocol import GenEval
+
+
+CODE = (clip_judge, colours, detector, folder_pictures, geneval, geneval_judge)
 
 
 @dataclass(frozen=True)
@@ -88,10 +102,11 @@ def run(protocol: GenEval, folder: Path, cache: Path, root: Path, how: dict[str,
     weights = folder_protocol.weights(protocol, root)
     demands = [sample.prompt.demand for sample in asked]
     terms = {"rules": geneval.RULES, "detector_size": protocol.detector_size, "size_px": protocol.size_px.model_dump()}
-    terms |= {"clip_resize": clip_judge.RESIZE}
+    terms |= {"detector_rules": detector.RULES, "clip_resize": clip_judge.RESIZE}
     described = protocol.model_dump() | weights | terms | {"demands": storage.digest_of(demands)} | how
     digest = storage.digest_of(described)
-    kept = Kept(cache / f"geneval-{storage.digest_of([weights, terms])[:16]}.jsonl")
+    made = picture_cache.made_by(CODE, folder_pictures.LIBRARIES)
+    kept = Kept(cache / f"geneval-{storage.digest_of([weights, terms, made])[:16]}.jsonl")
     keys = [storage.digest_of([storage.digest(sample.path), sample.prompt.demand]) for sample in asked]
     wanted = {key: sample for key, sample in zip(keys, asked, strict=True) if key not in kept.lines}
     missing = [(key, Sample(one.path.absolute(), one.prompt)) for key, one in wanted.items()]

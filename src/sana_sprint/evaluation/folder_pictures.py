@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sana_sprint.evaluation.folder_protocol import Size
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
+LIBRARIES = ("torch", "transformers", "pillow", "numpy")  # behind what judges see in a picture
 SCORED, TILES = "scored.json", "pictures"  # what evaluate keeps of a folder that GenEval's judge looked at
 
 

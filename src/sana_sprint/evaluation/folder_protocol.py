@@ -73,6 +73,11 @@ class GenEval(Section):
     clip: Weights
     drawn: Drawn
 
+    @property
+    def asked(self) -> str:
+        """The file of the prompts, from the repository's root."""
+        return self.metadata
+
 
 class Distances(Section):
     """Distances of a folder to a folder of real pictures with the same captions, and how well captions are met.
@@ -94,6 +99,11 @@ class Distances(Section):
     clip: Weights
     drawn: Drawn
 
+    @property
+    def asked(self) -> str:
+        """The file of the captions, from the repository's root."""
+        return f"{self.reference}/{self.captions}"
+
 
 Protocol = Annotated[GenEval | Distances, Field(discriminator="kind")]
 
@@ -111,7 +121,7 @@ def load(path: Path) -> GenEval | Distances:
 def captions(protocol: Distances, root: Path) -> dict[str, dict[str, str]]:
     """Returns the captions of the reference folder by name, in the order of names. Raises ValueError naming what is
     wrong."""
-    path = root / protocol.reference / protocol.captions
+    path = root / protocol.asked
     found = read_captions(path)
     if len(found) != protocol.pictures:
         raise ValueError(f"{path}: {len(found)} captions, the protocol asks for {protocol.pictures}")
@@ -151,6 +161,9 @@ def weights(protocol: GenEval | Distances, root: Path) -> dict[str, dict[str, st
             raise ValueError(f"{folder}: no such folder; it must hold {FILES[judge]}, see README, section Protocols")
         sha256 = storage.digest(folder)
         if asked.sha256 not in (None, sha256):
-            raise ValueError(f"{folder}: its sha256 is {sha256}, the protocol asks for {asked.sha256}")
+            raise ValueError(
+                f"{folder}: its sha256 is {sha256}, the protocol asks for {asked.sha256}; fetch the folder again, or "
+                f"set {judge}.sha256 of the protocol to this one or to null (any)"
+            )
         found[judge] = {"folder": asked.folder, "sha256": sha256}
     return found

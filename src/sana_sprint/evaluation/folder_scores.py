@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str, Any]:
     """Returns {"protocol", "protocol_digest", "pictures", "scores", "drawn", "machine"}, for GenEval also "looked", a
-    line per picture; "drawn" is None of pictures made elsewhere. They are the same on any number of cores. Raises
-    ValueError naming the file for whatever does not fit the protocol."""
+    line per picture; "drawn" is None of pictures made elsewhere. All but "machine" is the same on any number of cores.
+    Raises ValueError naming the file for whatever does not fit the protocol."""
     protocol = folder_protocol.load(protocol_file)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name a folder of pictures")
@@ -34,8 +34,10 @@ def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str,
     path = folder / folder_draw.DRAWN
     drawn = storage.read_json(path) if path.is_file() else None
     if drawn is not None:
-        check(drawn, protocol, path)
-    how = None if drawn is None else protocol.drawn.model_dump()  # of pictures made elsewhere nobody knows
+        check(drawn, protocol, path, root)
+    how = None  # of pictures made elsewhere nobody knows
+    if drawn is not None:
+        how = protocol.drawn.model_dump() | {"instruction_text": drawn["instruction"]}
     with threads.one():
         if isinstance(protocol, folder_protocol.GenEval):
             found = folder_geneval.run(protocol, folder, cache, root, {"drawn": how})
@@ -44,11 +46,18 @@ def run(protocol_file: Path, folder: Path, cache: Path, root: Path) -> dict[str,
         return found | {"drawn": drawn, "machine": latency.machine()}
 
 
-def check(drawn: dict[str, Any], protocol: GenEval | Distances, path: Path) -> None:
-    """Raises ValueError naming the keys by which pictures were drawn otherwise than the protocol says."""
+def check(drawn: dict[str, Any], protocol: GenEval | Distances, path: Path, root: Path) -> None:
+    """Raises ValueError naming the keys by which pictures were drawn otherwise than the protocol says. The prompts of
+    GenEval lie beside its pictures; the captions of distances must be those of now."""
     asked = protocol.drawn.model_dump() | {"times": protocol.drawn.times.get(str(drawn["steps"]))}
     other = sorted(key for key in asked if drawn["drawn"].get(key) != asked[key])
+    if isinstance(protocol, folder_protocol.Distances):
+        folder_protocol.captions(protocol, root)  # says what is wrong with the file
+        other += ["prompts"] if drawn["prompts"] != storage.digest(root / protocol.asked) else []
+    if "instruction" not in drawn:
+        raise ValueError(f"{path}: tells no instruction, as an earlier version wrote it; draw into an empty folder")
     if other:
         raise ValueError(
-            f"{path}: drawn with other {', '.join(other)} than the protocol says; draw them by this protocol"
+            f"{path}: drawn with other {', '.join(other)} than the protocol says; draw them by this protocol into an "
+            "empty folder"
         )

@@ -6,14 +6,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sana_sprint import storage
-from sana_sprint.evaluation import folder_draw, folder_geneval, folder_pictures, folder_protocol, folder_scores, sheets
+from sana_sprint.evaluation import (
+    folder_draw,
+    folder_geneval,
+    folder_pictures,
+    folder_protocol,
+    folder_scores,
+    pages,
+    picture_cache,
+    sheets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-KEPT = ("protocol", "protocol_digest", "pictures", "scores", "drawn")
-LOSSLESS_PX, QUALITY = 128, 85  # of tiles, as in the report: without loss up to this size, else on WebP's scale to 100
+ENTERED = ("protocol", "protocol_digest", "pictures", "scores")  # in evaluate's JSON
+KEPT = (*ENTERED, "drawn")
+DRAWN, LOOKED = "drawn", "looked"  # folders of the cache: pictures, and what judges saw in pictures
 
 
 class Looked(NamedTuple):
@@ -24,23 +34,30 @@ class Looked(NamedTuple):
     scored: dict[str, Any]
 
 
-def run(files: Sequence[Path], student: Path, cache: Path, root: Path) -> tuple[dict[str, Any], list[Looked]]:
-    """Returns {protocol: {steps: {"protocol_digest", "pictures", "scores"}}} of a student's folder, for every step
-    count that a protocol has times for, and what GenEval's judge looked at. Its pictures are kept under `cache`;
-    deleting them is always safe."""
+def run(
+    files: Sequence[Path], student: Path, cache: Path, root: Path, name: str
+) -> tuple[dict[str, Any], list[Looked]]:
+    """Returns {protocol: {steps: {"protocol", "protocol_digest", "pictures", "scores"}}} of a student's folder, for
+    every step count that a protocol has times for, and what GenEval's judge looked at. Pictures are kept under `cache`
+    as those of the last run of this name, and what was seen in pictures for a month after its last use; deleting them
+    is always safe."""
     found: dict[str, Any] = {}
-    looked = []
+    looked, used = [], set()
     for file in files:
         protocol = folder_protocol.load(root / file)
-        key = storage.digest_of([storage.digest(student), protocol.model_dump()])[:16]
         found[file.stem] = {}
         for steps in protocol.drawn.times:
-            pictures = cache / f"{file.stem}-{key}-{steps}"
+            how = folder_draw.described(root / file, student, int(steps), root)
+            pictures = cache / DRAWN / storage.digest_of(how)[: picture_cache.KEY_DIGITS]
+            used.add(pictures.name)
             folder_draw.run(root / file, student, pictures, int(steps), root)
-            scored = folder_scores.run(root / file, pictures, cache / "looked", root)
-            found[file.stem][steps] = {name: scored[name] for name in ("protocol_digest", "pictures", "scores")}
+            scored = folder_scores.run(root / file, pictures, cache / LOOKED, root)
+            found[file.stem][steps] = {key: scored[key] for key in ENTERED}
             if "looked" in scored:
                 looked.append(Looked(f"{file.stem}-{steps}", pictures, scored))
+    if used:
+        picture_cache.forget(cache / DRAWN, name, used)
+        picture_cache.sweep(cache / LOOKED)
     return found, looked
 
 
@@ -63,7 +80,7 @@ def tile(pictures: Path, name: str, folder: Path) -> str:
     path = folder / folder_pictures.TILES / small
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sheets.tile(folder_pictures.read(pictures / name, None), sheets.TILE_MAX_PX)
-    image.save(path, "WEBP", lossless=max(image.size) <= LOSSLESS_PX, quality=QUALITY)
+    image.save(path, "WEBP", lossless=max(image.size) <= pages.LOSSLESS_PX, quality=pages.QUALITY)
     return small
 
 

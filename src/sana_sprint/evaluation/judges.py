@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sana_sprint import storage
 from sana_sprint.evaluation import scene_parser
 from sana_sprint.evaluation.protocol import Prompt
 
@@ -75,6 +76,21 @@ def classes(folder: Path) -> Judge:
 def none(pictures: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]:  # noqa: ARG001
     """Returns no verdicts: nothing is known that could judge these pictures."""
     return []
+
+
+def described(kind: str, folder: Path) -> dict[str, Any]:
+    """Returns what a protocol records of the judge of a kind: the weights in data/models/judge by digest, and the rules
+    of this code by which it sees."""
+    weighty = (path for path in sorted(folder.iterdir()) if path.name != "judge.json")
+    told: dict[str, Any] = {"kind": kind, "digest": storage.digest(folder)}
+    told |= {"weights": {path.stem: storage.digest(path) for path in weighty}}
+    if kind == "scenes":
+        told |= {"rules": scene_parser.RULES}
+    if kind == "classes":
+        from sana_sprint.evaluation import classifier
+
+        told |= {"classifier_resize": classifier.RESIZE}
+    return told
 
 
 def load(kind: str, folder: Path) -> Judge:

@@ -39,11 +39,14 @@ def spread(summon: Callable[[], Callable[[Share], Seen]], shares: Sequence[Share
 
 
 def alone(summon: Callable[[], Callable[[Share], Seen]]) -> Callable[[Share], Seen]:
-    """Returns a judge that looks with one thread."""
-    judge = summon()
+    """Returns a judge that looks with one thread. It is loaded for the first share, so that what is wrong with its
+    weights is told as a fault of the work, not as the death of a worker."""
+    loaded: list[Callable[[Share], Seen]] = []
 
     def look(share: Share) -> Seen:
         with threads.one():
-            return judge(share)
+            if not loaded:
+                loaded.append(summon())
+            return loaded[0](share)
 
     return look

@@ -25,7 +25,8 @@ from sana_sprint.maths import flow, sample, trigflow
 from sana_sprint.models import networks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from types import ModuleType
 
     from sana_sprint.evaluation.drawing import Crew, Order
 
@@ -33,6 +34,7 @@ CODE = (drawing, generate, protocol, flow, sample, trigflow, networks)
 LIBRARIES = ("torch", "diffusers", "transformers")
 KEY_DIGITS = 24
 UNUSED_S = 24 * 3600  # after which what no finished run names is taken for left over
+OLD_S = 30 * UNUSED_S
 
 
 def key(order: Order) -> str:
@@ -51,10 +53,16 @@ def key(order: Order) -> str:
         "size_px": [sampling.height_px, sampling.width_px],
         "text": [sampling.max_tokens, sampling.instruction],
         "prompts": [[prompt.index, prompt.caption] for prompt in order.prompts],
-        "code": [storage.digest(Path(str(module.__file__))) for module in CODE],
-        "libraries": [version(name) for name in LIBRARIES],
-    }
+    } | made_by(CODE, LIBRARIES)
     return storage.digest_of(content)[:KEY_DIGITS]
+
+
+def made_by(modules: Sequence[ModuleType], libraries: Sequence[str]) -> dict[str, list[str]]:
+    """Returns what a cache's key says of the code behind its content: digests of modules, versions of packages."""
+    return {
+        "code": [storage.digest(Path(str(module.__file__))) for module in modules],
+        "libraries": [f"{name} {version(name)}" for name in libraries],
+    }
 
 
 def pictures(order: Order, cache: Path, crew: Crew, name: str) -> np.ndarray:
@@ -99,11 +107,24 @@ def keep(path: Path, picture: np.ndarray) -> None:
 
 
 def forget(cache: Path, name: str, used: Iterable[str]) -> None:
-    """Notes under a name which keys its finished run used, and removes the folders that no name's last run used and
-    nobody touched for a day."""
+    """Notes under a name which keys its finished run used, and removes the folders that no name's last run used and in
+    which nothing was written for a day."""
     storage.write_json(cache / f"{name}.json", sorted(used))
     noted = {one for path in cache.glob("*.json") for one in storage.read_json(path)}
     for place in cache.iterdir():
         left = place.suffix != ".json" and place.name not in noted
-        if left and time.time() - place.stat().st_mtime > UNUSED_S:
+        if left and time.time() - touched(place) > UNUSED_S:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def touched(place: Path) -> float:
+    """Returns when something was last written to a file, or into a folder or one below it, in seconds."""
+    below = (path for path in place.rglob("*") if path.is_dir())
+    return max(path.stat().st_mtime for path in (place, *below))
+
+
+def sweep(cache: Path) -> None:
+    """Removes the files of a cache that nobody used for a month."""
+    for path in cache.rglob("*"):
+        if path.is_file() and time.time() - path.stat().st_mtime > OLD_S:
+            path.unlink(missing_ok=True)

@@ -118,13 +118,7 @@ def describe(
         "samples": {"pictures": len(chosen), "pictures_per_prompt": 1},
         "seed": params.seed,
         "noise": "torch.randn from a CPU generator seeded by the first 63 bits of sha256('seed/prompt/step'), float32",
-        "precision": {
-            "networks": "float32",
-            "matmul": torch.get_float32_matmul_precision(),
-            "convolutions_tf32": torch.backends.cudnn.allow_tf32,  # on a GPU alone
-            "pictures": "uint8, clamped and rounded",
-            "scores": "float64",
-        },
+        "precision": precision(),
         "pictures_a_call": at_once,
         "judge": judge,
         "frechet": "all pictures scored, against the features of the whole eval split; squared distance, "
@@ -133,6 +127,17 @@ def describe(
         "teacher": teacher(sampling) | {"fewer_steps": params.teacher_fewer_steps},
         "text": {"max_tokens": sampling.max_tokens, "instruction": sampling.instruction},
         "size_px": {"height": sampling.height_px, "width": sampling.width_px},
+    }
+
+
+def precision() -> dict[str, Any]:
+    """Returns in which numbers pictures are drawn and scored."""
+    return {
+        "networks": "float32",
+        "matmul": torch.get_float32_matmul_precision(),
+        "convolutions_tf32": torch.backends.cudnn.allow_tf32,  # on a GPU alone
+        "pictures": "uint8, clamped and rounded",
+        "scores": "float64",
     }
 
 

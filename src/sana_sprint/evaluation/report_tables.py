@@ -143,11 +143,20 @@ def ablation(path: Path) -> dict[str, Any] | None:
         + [gain(row["gains"][k]) for k in counted]
         for row in rows
     ]
-    digests = {row.get("protocol_digest") for row in rows if row["seeds"] > row["ill"]}
-    one = digests.pop() if len(digests) == 1 else None
-    words = f"Protocol {one:.12}." if one else "Not every row tells its protocol, so that they may not compare."
     head += [f"gain at {k}" for k in counted]
-    return {"title": "Ablation", "words": words, "head": head, "rows": told}
+    return {"title": "Ablation", "words": ablation_protocols(rows), "head": head, "rows": told}
+
+
+def ablation_protocols(rows: list[dict[str, Any]]) -> str:
+    """Returns the line that tells the protocol of an ablation's rows, or which of them do not tell theirs."""
+    scored = [row for row in rows if row["seeds"] > row["ill"]]
+    silent = [row["variant"] for row in scored if row.get("protocol_digest") is None]
+    if silent:
+        return (
+            f"Scored before protocol digests were kept, so that they may not compare: {', '.join(silent)}; run "
+            "`dvc repro -f -s pipelines/ablation/dvc.yaml:variant@NAME` for each."
+        )
+    return f"Protocol {scored[0]['protocol_digest']:.12}." if scored else "No row has a score."
 
 
 def gain(difference: dict[str, float | None] | None) -> str:

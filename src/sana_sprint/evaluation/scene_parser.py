@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 SMALLEST_AREA = 0.012  # share of the picture; smaller specks are decoder noise, the smallest shape has 0.03
 LEAST_OVERLAP = 0.72  # intersection over union with the best template below which a blob is no shape
 DEAD_ZONE = 0.1  # GenEval's position rule: offset beyond a tenth of the summed sizes
+RULES = {
+    "smallest_area": SMALLEST_AREA,
+    "least_overlap": LEAST_OVERLAP,
+    "dead_zone": DEAD_ZONE,
+}  # as JSON, for a protocol
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def describe(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: fl
     return {
         "seed": params.seed,
         "pictures_a_call": judged.batch,
-        "judge": {"kind": judged.judge, "digest": storage.digest(judge)},
+        "judge": judges.described(judged.judge, judge) | {"clip_resize": clip_judge.RESIZE},
+        "precision": protocol.precision(),
         "student": {"guidance": sampling.guidance, "sigma_d": sigma_d},
         "text": {"max_tokens": sampling.max_tokens, "instruction": sampling.instruction},
         "size_px": {"height": sampling.height_px, "width": sampling.width_px},

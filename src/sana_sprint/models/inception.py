@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SIZE_PX, CLASSES = 299, 1008
+RESIZE = f"bilinear to {SIZE_PX} px, no antialiasing"
 WEIGHTS = "model.safetensors"
 REMEDY = (
     "convert the public file in that folder: python -c "

@@ -268,7 +268,7 @@ def send(root: Path, uri: str) -> list[dict[str, Any]]:
     for box in left(root, uri):
         count = len(read(box.folder)[0])
         box.finish(0)
-        unsent = len(read(box.folder)[0])
+        unsent = sum(start not in box.sent for start, _ in read(box.folder)[0])
         told.append({"run": box.run_id, "records": count, "unsent": unsent, "why": box.away, "refused": box.refused})
     return told
 
