@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 ABLATION := pipelines/ablation/dvc.yaml
-.PHONY: help demo ablation test check unit e2e e2e-clone e2e-parts ui clean
+.PHONY: help demo ablation test check unit e2e e2e-kill e2e-smoke e2e-team e2e-ray ui clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -65,15 +65,23 @@ unit: .venv/ready ## unit tests, two files at a time
 	@compgen -G "/usr/lib/postgresql/*/bin/initdb" > /dev/null || { echo "error: the tests of the team's server start PostgreSQL; on Debian: apt install postgresql"; exit 1; }
 	OMP_NUM_THREADS=1 python -m pytest -m "not e2e and not gpu" --numprocesses 2 --dist loadfile
 
-# Two processes: the tests that share the clone of tests/e2e, and beside them what starts Ray and servers.
+# Four processes, each of which waits half of its time for servers and stages. Those of tests/e2e share one finished
+# `make demo`; the first of them makes it.
 e2e: .venv/ready ## the smoke profile in a temporary clone, killed and resumed; a team's server; Ray
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target e2e-clone e2e-parts
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && \
+		SMOKE_CLONE="$$place" $(MAKE) --no-print-directory --jobs 4 --output-sync=target e2e-kill e2e-smoke e2e-team e2e-ray
 
-e2e-clone:
-	python -m pytest -m e2e tests/e2e
+e2e-kill:
+	python -m pytest -m e2e tests/e2e/test_kill.py
 
-e2e-parts:
-	python -m pytest -m e2e --ignore tests/e2e
+e2e-smoke:
+	python -m pytest -m e2e tests/e2e --ignore tests/e2e/test_kill.py
+
+e2e-team:
+	python -m pytest -m e2e tests/team tests/registry
+
+e2e-ray:
+	python -m pytest -m e2e --ignore tests/e2e --ignore tests/team --ignore tests/registry
 
 ui: .venv/ready ## MLflow's page on http://127.0.0.1:5000
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"

@@ -113,21 +113,21 @@ def test_the_outputs_are_those_of_an_undisturbed_run(disturbed, finished):
     assert set(mine) == set(finished.outputs)
     assert [path for path in mine if path not in UNLIKE and mine[path] != finished.outputs[path]] == []
     assert len(set(mine) - UNLIKE) > 28
-    verdicts = [one.root / "data/reports/validation/validation.json" for one in (clone, finished.clone)]
+    verdicts = [one / "data/reports/validation/validation.json" for one in (clone.root, finished.first)]
     assert verdicts[0].read_text() == verdicts[1].read_text()
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_scores_and_registration_are_those_of_an_undisturbed_run(disturbed, finished, size):
     one, other = (
-        json.loads((clone.root / f"data/metrics/evaluate/{size}.json").read_text())
-        for clone in (disturbed[0], finished.clone)
+        json.loads((root / f"data/metrics/evaluate/{size}.json").read_text())
+        for root in (disturbed[0].root, finished.first)
     )
     for key in ("scores", "protocol", "protocol_digest"):
         assert one[key] == other[key]
     one, other = (
-        json.loads((clone.root / f"data/reports/registration/{size}.json").read_text())
-        for clone in (disturbed[0], finished.clone)
+        json.loads((root / f"data/reports/registration/{size}.json").read_text())
+        for root in (disturbed[0].root, finished.first)
     )
     assert one["tags"]["weights_digest"] == other["tags"]["weights_digest"]
     assert [one[key] for key in ("name", "version", "alias")] == [other[key] for key in ("name", "version", "alias")]
@@ -136,8 +136,8 @@ def test_scores_and_registration_are_those_of_an_undisturbed_run(disturbed, fini
 @pytest.mark.parametrize("size", SIZES)
 def test_curves_of_the_losses_are_those_of_an_undisturbed_run(disturbed, finished, size):
     one, other = (
-        json.loads((clone.root / f"data/metrics/curves/distill-{size}.json").read_text())
-        for clone in (disturbed[0], finished.clone)
+        json.loads((root / f"data/metrics/curves/distill-{size}.json").read_text())
+        for root in (disturbed[0].root, finished.first)
     )
     names = {name for name in one if name not in ITS_OWN and not name.startswith("score/")}
     assert names >= {"student/scm", "student/ladd", "heads/hinge", "student/drift"}

@@ -1,9 +1,9 @@
 """The smoke profile from nothing to a registered student, as a user runs it, in a path with a space in it."""
 
 import json
+import resource
 import shutil
 import sqlite3
-import time
 
 import pytest
 from ruamel.yaml import YAML
@@ -24,6 +24,12 @@ picture = pipeline("a red circle", num_inference_steps=2, height=32, width=32, u
                    max_sequence_length=16, complex_human_instruction=None).images[0]
 print(picture.size)
 """
+
+
+def children_s():
+    """The seconds of a core that this process's ended children took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def rows(clone, query):
@@ -103,12 +109,13 @@ def test_the_report_is_one_page_with_its_pictures_inside(finished):
     assert 'src="http' not in page
 
 
-def test_a_second_repro_does_nothing_and_says_so_in_five_seconds(finished):
+def test_a_second_repro_does_nothing_and_says_so_for_five_seconds_of_a_core(finished):
+    """Of a core, since other tests run beside this one."""
     times = []
     while len(times) < 3 and (not times or min(times) >= SECOND_RUN_S):
-        started_at = time.monotonic()
+        before = children_s()
         log = finished.clone.run("dvc", "repro")
-        times.append(time.monotonic() - started_at)
+        times.append(children_s() - before)
         assert "Data and pipelines are up to date." in log
         assert stages(log) == []
     assert min(times) < SECOND_RUN_S
