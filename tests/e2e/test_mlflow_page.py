@@ -49,7 +49,7 @@ def test_two_students_are_compared_in_one_chart(shown):
     shown.command("make demo")
     with shown.follow("its students compared") as page:
         expect(page.get_by_role("heading", name="Comparing 2 Runs from 1 Experiment")).to_be_visible()
-        expect(page.get_by_text("overall/student_1_step").first).to_be_attached()
+        expect(page.get_by_role("link", name="by_steps/student_overall", exact=True)).to_be_attached()
 
 
 def test_a_stage_s_page_tells_its_data_by_digest_and_the_machine_s_load(shown):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 ONCE = ("prepare", "validate", "foundation", "encode", "judge", "teacher", "report")
 PER_SIZE = ("prune", "convert", "distill", "schedule", "evaluate", "register")
 ALL = {*ONCE, *(f"{stage}@{size}" for stage in PER_SIZE for size in SIZES)}
-SECOND_RUN_S = 5.0
+SECOND_RUN_TIMES = 5  # 2.5 where it was measured; to hash all outputs anew, or to import torch, takes more
 DRAW = """
 import sys
 from diffusers import SanaSprintPipeline
@@ -109,16 +109,16 @@ def test_the_report_is_one_page_with_its_pictures_inside(finished):
     assert 'src="http' not in page
 
 
-def test_a_second_repro_does_nothing_and_says_so_for_five_seconds_of_a_core(finished):
-    """Of a core, since other tests run beside this one."""
-    times = []
-    while len(times) < 3 and (not times or min(times) >= SECOND_RUN_S):
+def test_a_second_repro_does_nothing_and_takes_little_more_than_a_list_of_the_stages(finished):
+    """In seconds of a core, since other tests run beside this one."""
+    costs = []
+    for words in (("dvc", "stage", "list", "--name-only"), ("dvc", "repro")):
         before = children_s()
-        log = finished.clone.run("dvc", "repro")
-        times.append(children_s() - before)
-        assert "Data and pipelines are up to date." in log
-        assert stages(log) == []
-    assert min(times) < SECOND_RUN_S
+        log = finished.clone.run(*words)
+        costs.append(children_s() - before)
+    assert "Data and pipelines are up to date." in log
+    assert stages(log) == []
+    assert costs[1] < SECOND_RUN_TIMES * costs[0]
     assert "up to date" in finished.clone.run("dvc", "status", "dvc.yaml")  # experiments have a dvc.yaml of their own
 
 
