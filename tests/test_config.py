@@ -203,6 +203,12 @@ FAULTS = {
     "unknown precision": (put("teacher", "precision", value="fp8"), "teacher", ["teacher.precision", "fp8"]),
     "missing section": (take("encode"), "encode", ["section 'encode' is missing"]),
     "section of null": (put("encode", value=None), "encode", ["encode"]),
+    "name of a model that leads elsewhere": (
+        put("register", "model_name", value="../.."),
+        "register",
+        ["register.model_name", "no name of a registered model"],
+    ),
+    "name of a model that is a path": (put("register", "model_name", value="/a"), "register", ["register.model_name"]),
     "unknown section": (put("destill", value={}), "encode", ["unknown section", "destill", "distill"]),
     "unknown recipe": (put("distill", "recipe", value="sprint+dmd"), "distill", ["distill.recipe", "'sprint_dmd'"]),
     "unknown derivative": (put("distill", "derivative", value="jvp"), "distill", ["distill.derivative", "'semi'"]),

@@ -8,10 +8,11 @@ environment, never from here.
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -427,10 +428,27 @@ class Report(Section):
     prompts: Positive
 
 
+MODEL_NAME_LENGTH_MAX = 200  # MLflow keeps 256; size and `.history` come behind
+HISTORY_SUFFIX = ".history"  # of the companion model that holds a model's history
+
+
+def registrable(name: str) -> str:
+    """Returns a name that a registered model may have. MLflow takes most names without `/` and `:`; folders and queries
+    are made of it here, so it is letters, digits, `_`, `-`, `.` and spaces. Raises ValueError for another."""
+    if not re.fullmatch(r"[^\W_](?:[\w .-]*[\w.-])?", name) or len(name) > MODEL_NAME_LENGTH_MAX:
+        raise ValueError(
+            f"no name of a registered model: begin with a letter or digit; then letters, digits, '_', '-', '.' and "
+            f"spaces, {MODEL_NAME_LENGTH_MAX} characters at most"
+        )
+    if name.endswith(HISTORY_SUFFIX):
+        raise ValueError(f"no name of a registered model: '{HISTORY_SUFFIX}' ends the names of histories")
+    return name
+
+
 class Register(Section):
     """Stage register."""
 
-    model_name: str
+    model_name: Annotated[str, AfterValidator(registrable)]
     licence: str  # as SPDX names it, else by its own name
     licence_link: str | None  # where the terms are of a licence that the Hugging Face hub has no field for
     description: str

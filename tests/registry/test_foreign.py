@@ -7,7 +7,7 @@ import pytest
 from diffusers import SanaSprintPipeline
 
 from sana_sprint import storage
-from sana_sprint.registry import draw, store, versions
+from sana_sprint.registry import draw, register, store, versions
 from tests.registry.conftest import evaluation
 from tests.test_cli import call, refused
 from tests.test_cli_registry import parsed
@@ -64,3 +64,20 @@ def test_what_is_no_student_is_refused_by_name(folder, repository, tmp_path):
     (folder / "vae/diffusion_pytorch_model.bin").write_bytes(b"\x80\x02N.")
     assert "vae/diffusion_pytorch_model.bin: holds pickle" in refused("register", str(folder), *TOLD)
     assert "no-such/model_index.json" in refused("register", str(tmp_path / "no-such"), *TOLD)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../..", ".", "a/b", "a\\b", "/absolute", "models:/a", "", "a' or 'b", "x.history"]
+)
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_touched(folder, repository, name):
+    before = sorted(repository.rglob("*"))
+    told = refused("register", str(folder), *["--name", name], *TOLD[2:])
+    assert told.startswith(f"error: --name {name!r}: no name of a registered model: ")
+    assert sorted(repository.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["..", "../..", "a/b", "/absolute", "mine"])
+def test_the_place_where_a_model_is_put_together_is_within_the_store_whatever_its_name(tmp_path, name):
+    place = register.staging(tmp_path, name)
+    assert place.resolve().parent == tmp_path / store.FOLDER / ".staging"
+    assert place.name not in ("", ".", "..")

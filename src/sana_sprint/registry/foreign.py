@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint import storage
+from sana_sprint import config, storage
 from sana_sprint.registry import history, trust
 from sana_sprint.registry.register import ELSEWHERE, Student
 
@@ -27,7 +27,12 @@ def student(
     default: Sampling,
 ) -> Student:
     """Returns what is registered of a folder. Where it has no sampling.json of ours, times, guidance and caption length
-    are those of the profile in use. Raises ValueError for what is no such pipeline and for what must not be in one."""
+    are those of the profile in use. Raises ValueError for a name that no model may have, for what is no such pipeline
+    and for what must not be in one."""
+    try:
+        config.registrable(name)
+    except ValueError as error:
+        raise ValueError(f"--name {name!r}: {error}") from None
     trust.check(folder)
     index = storage.read_json(folder / "model_index.json")
     if index.get("_class_name") != PIPELINE:

@@ -22,13 +22,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sana_sprint import config
 from sana_sprint.registry import lineage, packed, versions
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-SUFFIX = ".history"
+SUFFIX = config.HISTORY_SUFFIX
 ENTRY, DIGEST, VOID = "entry", "digest", "void"
 SOURCE = "sana-sprint-history:/entry"  # a version must name an absolute source; an entry has no files
 EARLIER = "history."  # prefix of the registered model's tags that held the history before there were entries

@@ -71,6 +71,12 @@ def _link(source: str, target: str) -> str:
     return target
 
 
+def staging(root: Path, name: str) -> Path:
+    """Returns the folder in which a version of a model is put together. It is called by the name's digest, which leads
+    nowhere else whatever the name is."""
+    return root / store.FOLDER / ".staging" / storage.digest_of(name)[:16]
+
+
 @contextmanager
 def with_card(student: Path, text: str, sampling: Mapping[str, Any], place: Path) -> Iterator[Path]:
     """Yields a copy of the student's folder (hard links where the disk allows) with the card as its README.md and
@@ -229,8 +235,7 @@ def _logged(
 
     root = lineage.repository()
     text = card.write(student)
-    place = root / store.FOLDER / ".staging" / student.name / "pipeline"
-    with with_card(student.folder, text, student.sampling, place) as folder:
+    with with_card(student.folder, text, student.sampling, staging(root, student.name) / "pipeline") as folder:
         trust.check(folder)
         details = details | measured.folder_tags(folder)
         details |= {} if student.elsewhere else origin.version_tags(root, student.evaluation["size"])
