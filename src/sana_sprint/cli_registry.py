@@ -216,12 +216,15 @@ def audit(
         if finish:
             moves.settle(client, model)
         chain, faults = audits.audit(client, model, files, contains)
-        told.append(_audited(model, chain, faults))
+        notes = audits.unlisted(client, chain) if files else []
+        told.append(_audited(model, chain, faults) | {"notes": notes})
         bad += [f"{model}: {_fault(fault)}" for fault in faults]
         if not as_json:
             typer.echo(
                 f"{model}: {len(chain.entries)} entries, {len(faults)} faults, head {told[-1]['digest'] or 'none'}"
             )
+            for note in notes:
+                typer.echo(f"{model}: {note}")
     if as_json:
         console.emit(told)
     if bad:

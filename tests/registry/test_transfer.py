@@ -89,7 +89,7 @@ def test_the_gates_of_the_other_registry_judge_it_and_its_history_is_its_own(mod
 def test_files_that_were_changed_here_are_not_copied(model, other, rules):
     two(model, rules)
     (model.place / "0" / versions.PIPELINE / "weights.txt").write_text("others")
-    with pytest.raises(ValueError, match=r"version 1: its files have the digest .*so nothing was copied"):
+    with pytest.raises(ValueError, match=r"version 1: its files .* have the digest .*so nothing was copied"):
         transfer.transfer(model.server, f"models:/{model.name}/1", other)
     shutil.rmtree(model.place / "1")
     with pytest.raises(ValueError, match=r"version 2: its files are gone"):

@@ -8,11 +8,12 @@ champion, and its line in the list. Whoever can write to the store can change th
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_sprint import storage
-from sana_sprint.registry import history, measured, moves, packed, versions
+from sana_sprint.registry import digests, history, measured, moves, packed, shared_files, versions
 from sana_sprint.registry.versions import CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Fault:
 def audit(
     server: MlflowClient, name: str, files: bool = False, contains: str | None = None
 ) -> tuple[Chain, list[Fault]]:
-    """Returns the history and what is wrong with it, in the order of its entries; `files` reads the weights of every
+    """Returns the history and what is wrong with it, in the order of its entries; `files` reads the files of every
     version that it names."""
     chain = history.read(server, name)
     there = {str(version.version): version for version in versions.every(server, name)}
@@ -154,12 +155,28 @@ def _version(server: MlflowClient, version: ModelVersion | None, number: str, di
 
 
 def _files(server: MlflowClient, version: ModelVersion, entry: int) -> Iterator[Fault]:
-    """Yields a fault where a version's folder has another digest than its tag."""
-    wanted = version.tags.get(measured.FILES)
-    if wanted is None:
-        yield Fault(
-            entry, f"names version {version.version}, which has no tag '{measured.FILES}' to check its files by"
-        )
-    elif (found := storage.digest(versions.fetched(server, version) / versions.PIPELINE)) != wanted:
-        told = f"names version {version.version}, whose files are {found[:12]}; registered were {wanted[:12]}"
+    """Yields a fault where a version's files are not as its tags tell."""
+    if not digests.recorded(version.tags) and measured.FILES not in version.tags:
+        told = f"names version {version.version}, which has no tag '{digests.LIST}' to check its files by"
         yield Fault(entry, told)
+        return
+    own_disk = shared_files.local(versions.root(server, version)) is not None
+    with tempfile.TemporaryDirectory(prefix="sana-sprint-audit-") as place:
+        try:
+            versions.fetched(server, version, None if own_disk else Path(place), scores=True)
+        except ValueError as error:
+            why = str(error).removeprefix(f"{version.name} version {version.version}: ")
+            yield Fault(entry, f"names version {version.version}, whose files are refused: {why}")
+
+
+def unlisted(server: MlflowClient, chain: Chain) -> list[str]:
+    """Returns in words which versions of a history were registered before the digests of every file were recorded:
+    those of their pipeline folders were checked, their code could not be."""
+    there = {str(version.version): version for version in versions.every(server, chain.name)}
+    named = {number for entry in chain.entries for number in entry.content.get("weights", {})}
+    return [
+        f"version {number} was registered before every file's digest was recorded: its pipeline folder was checked, "
+        "the code beside it could not be"
+        for number in sorted(named & there.keys(), key=int)
+        if not digests.recorded(there[number].tags) and measured.FILES in there[number].tags
+    ]

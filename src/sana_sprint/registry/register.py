@@ -13,7 +13,19 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
-from sana_sprint.registry import card, dashboard, lineage, measured, origin, shared_files, store, track, trust, versions
+from sana_sprint.registry import (
+    card,
+    dashboard,
+    digests,
+    lineage,
+    measured,
+    origin,
+    shared_files,
+    store,
+    track,
+    trust,
+    versions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +36,7 @@ if TYPE_CHECKING:
 
     from sana_sprint.config import Register
 
+MODEL_CODE = "mlflow/sprint_model.py"
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
 UNSCORED_EXAMPLE = "a red circle"  # of a student that was registered without scores
 ELSEWHERE = "elsewhere"  # tag `made` of a student that another repository made
@@ -94,9 +107,9 @@ def with_card(student: Path, text: str, sampling: Mapping[str, Any], place: Path
         shutil.rmtree(place.parent, ignore_errors=True)
 
 
-def existing(server: MlflowClient, name: str, digests: Mapping[str, str]) -> str | None:
+def existing(server: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:
     """Returns the newest version of `name` with these digests of weights and sampling, or None."""
-    wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in digests.items())
+    wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
     found = server.search_model_versions(f"name = '{name}' and {wanted}")
     return max((str(version.version) for version in found), key=int, default=None)
 
@@ -110,7 +123,7 @@ def _logged_model(folder: Path, example: str, sampling: Mapping[str, Any], tags:
     with mlflow.start_run(run_id=run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="student",
-            python_model=str(lineage.repository() / "mlflow" / "sprint_model.py"),
+            python_model=str(lineage.repository() / MODEL_CODE),
             artifacts={"pipeline": str(folder)},
             signature=signature(sampling),
             input_example=(pd.DataFrame({"prompt": [example]}), {"steps": 1}),
@@ -201,10 +214,13 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
     `challenger` are brought up to date.
     """
     server, name, evaluation = store.client(run.uri), student.name, student.evaluation
-    digests = {"weights_digest": storage.digest(student.folder), "sampling_digest": storage.digest_of(student.sampling)}
-    tags = measured.score_tags(evaluation) | {"licence": student.licence} | digests
+    identity = {
+        "weights_digest": storage.digest(student.folder),
+        "sampling_digest": storage.digest_of(student.sampling),
+    }
+    tags = measured.score_tags(evaluation) | {"licence": student.licence} | identity
     details = measured.detail_tags(evaluation)
-    version = existing(server, name, digests)
+    version = existing(server, name, identity)
     known = version is not None
     if version is None:
         details, model_id = _logged(student, tags, details, run)
@@ -220,9 +236,13 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
         note = dashboard.version_note(student.description, evaluation, server.get_run(run.run_id), run.parent_id)
         server.update_model_version(name, version, note)
     if student.scores:
-        server.log_model_artifact(there.tags["model_id"], str(student.scores), "evaluation")
+        server.log_model_artifact(there.tags["model_id"], str(student.scores), digests.SCORES)
+        for key, value in digests.score_tags(there.tags, student.scores).items():
+            server.set_model_version_tag(name, version, key, value)
     server.set_registered_model_alias(name, versions.CHALLENGER, version)
-    keep = {key: value for key, value in there.tags.items() if key not in {measured.SCORES, *details}}
+    lists = (digests.LIST, digests.SCORE_LIST)
+    long = {key for key in there.tags if key in {measured.SCORES, *details} or key.startswith(lists)}
+    keep = {key: value for key, value in there.tags.items() if key not in long}
     called = {"name": name, "version": int(version), "uri": f"models:/{name}/{version}", "alias": versions.CHALLENGER}
     return called | {"new": not known, "model_id": there.tags["model_id"], "tags": keep}
 
@@ -241,7 +261,9 @@ def _logged(
         details |= {} if student.elsewhere else origin.version_tags(root, student.evaluation["size"])
         with shared_objects.copies():
             model_id = _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
-    shared_files.link_version(str(store.client(run.uri).get_logged_model(model_id).artifact_location))
+            server = store.client(run.uri)
+            details |= digests.tags(digests.logged(server, model_id, folder, root / MODEL_CODE))
+    shared_files.link_version(str(server.get_logged_model(model_id).artifact_location))
     return details, model_id
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import history, measured, moves, packed, store, versions
+from sana_sprint.registry import digests, history, measured, moves, packed, store, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAST, ORIGIN = "transferred.past", "transferred.from"
 OF_ITS_STORE = (moves.MARK, "mlflow.", "model_id")  # prefixes of tags that mean nothing elsewhere
+OF_ITS_FILES = (digests.LIST, measured.FILES, measured.BYTES, measured.CARD)  # which were made with a version
 IDENTITY = (measured.WEIGHTS, "sampling_digest")
 PARAMS_MAX = 100
 
@@ -41,7 +42,9 @@ def transfer(
     there = existing(target, called, version)
     if there is None:
         there = _copied(source, version, target, called)
-    tags = _tags(source, version)
+    else:
+        _scores_again(source, version, target, target.get_model_version(called, there[0]))
+    tags = {key: value for key, value in _tags(source, version).items() if there[1] or not key.startswith(OF_ITS_FILES)}
     for key, value in tags.items():
         target.set_model_version_tag(called, there[0], key, value)
     target.set_registered_model_alias(called, alias, there[0])
@@ -84,18 +87,24 @@ def _tags(source: MlflowClient, version: ModelVersion) -> dict[str, str]:
 def _copied(source: MlflowClient, version: ModelVersion, target: MlflowClient, name: str) -> tuple[str, bool]:
     """Returns (number, True) of the new version, made once its files are there."""
     with tempfile.TemporaryDirectory(prefix="sana-sprint-transfer-") as place:
-        folder = versions.fetched(source, version, Path(place) / "out")
-        digests = storage.digest(folder), storage.digest(folder / versions.PIPELINE)
-        wanted = version.tags.get(measured.FILES, digests[1])
-        if digests[1] != wanted:
-            raise ValueError(
-                f"{version.name} version {version.version}: its files have the digest {digests[1][:12]}, registered "
-                f"were {wanted[:12]}; they were changed in {store.shown(source.tracking_uri)}, so nothing was copied"
-            )
+        folder = _whole(source, version, Path(place) / "out")
+        digest = storage.digest(folder)
         model_id, run_id = _uploaded(source, version, target, folder)
-        _verify(target, model_id, digests[0], Path(place) / "back")
+        _verify(target, model_id, digest, Path(place) / "back")
     made = _version(source, version, target, name, model_id, run_id)
     return made, True
+
+
+def _whole(source: MlflowClient, version: ModelVersion, place: Path) -> Path:
+    """Returns a copy of a version's files, without what reading them there left behind. Raises ValueError naming those
+    that are not as they were registered."""
+    try:
+        folder = versions.fetched(source, version, place, scores=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; in {store.shown(source.tracking_uri)}, so nothing was copied") from None
+    for path in [folder / digests.NOTE, *folder.glob("__pycache__/*")]:
+        path.unlink(missing_ok=True)
+    return folder
 
 
 def _uploaded(source: MlflowClient, version: ModelVersion, target: MlflowClient, folder: Path) -> tuple[str, str]:
@@ -129,6 +138,19 @@ def _verify(target: MlflowClient, model_id: str, digest: str, place: Path) -> No
     if storage.digest(back) != digest:
         where = store.shown(target.tracking_uri)
         raise ValueError(f"{where}: the files of model {model_id} are not those that were sent; no version was made")
+
+
+def _scores_again(source: MlflowClient, version: ModelVersion, target: MlflowClient, there: ModelVersion) -> None:
+    """Copies evaluate's JSON to a version that is there already, where it is another one."""
+    from mlflow.artifacts import download_artifacts
+
+    mine, its = (packed.unpack(one.tags, digests.SCORE_LIST) for one in (version, there))
+    if mine is None or mine == its:
+        return
+    address = f"{versions.root(source, version)}/{digests.SCORES}"
+    with tempfile.TemporaryDirectory(prefix="sana-sprint-transfer-") as place:
+        folder = download_artifacts(address, dst_path=place, tracking_uri=source.tracking_uri)
+        target.log_model_artifacts(there.tags["model_id"], folder, digests.SCORES)
 
 
 def _version(

@@ -72,10 +72,12 @@ def fault(path: Path, folder: Path) -> str | None:
 
 def own_code(place: Path) -> bool:
     """Tells whether a place is that of the registered model's own code, or of what Python compiled of it there."""
-    compiled = (
-        place.parent == Path("__pycache__") and place.suffix == ".pyc" and place.stem.split(".")[0] == OWN_CODE.stem
-    )
-    return place == OWN_CODE or compiled
+    return place == OWN_CODE or compiled(place)
+
+
+def compiled(place: Path) -> bool:
+    """Tells whether a place is that of what Python compiled of the registered model's own code."""
+    return place.parent == Path("__pycache__") and place.suffix == ".pyc" and place.stem.split(".")[0] == OWN_CODE.stem
 
 
 def max_mb() -> int:

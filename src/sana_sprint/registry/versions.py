@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_sprint.registry import store, trust
+from sana_sprint.registry import digests, shared_files, store, trust
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-PIPELINE = "artifacts/pipeline"  # of the registered pyfunc model: the stock diffusers folder
+PIPELINE = digests.PIPELINE
 ABSENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 FAULT_LENGTH_MAX = 300
 FORBIDDEN = 403  # what a server with users also says of a model that is not there
@@ -112,22 +112,27 @@ def fault(server: MlflowClient, version: ModelVersion) -> str | None:
     return None if "model_index.json" in names else f"{store.shown(place)}: no model_index.json there"
 
 
-def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = None) -> Path:
+def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = None, scores: bool = False) -> Path:
     """Returns the folder of a version's model, downloaded below `place`; where it lies on a disk of this machine it is
-    read in place when `place` is None. Raises ValueError when its files are gone."""
+    read in place when `place` is None. Raises ValueError when its files are gone, and naming those that must not be in
+    a model or are not as they were registered; with `scores` evaluate's JSON counts too."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    called, address = f"{version.name} version {version.version}", root(server, version)
     gone = fault(server, version)
     if gone is not None:
-        raise ValueError(f"{version.name} version {version.version}: its files are gone ({gone})")
+        raise ValueError(f"{called}: its files are gone ({gone})")
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
     try:
         below = None if place is None else str(place)
-        path = download_artifacts(root(server, version), dst_path=below, tracking_uri=server.tracking_uri)
+        path = Path(download_artifacts(address, dst_path=below, tracking_uri=server.tracking_uri))
     except (MlflowException, OSError) as error:
         reason = f"{store.one_line(error):.{FAULT_LENGTH_MAX}}"
-        raise ValueError(f"{version.name} version {version.version}: its files cannot be read ({reason})") from None
-    trust.check(Path(path), f"{version.name} version {version.version}")
-    return Path(path)
+        raise ValueError(f"{called}: its files cannot be read ({reason})") from None
+    trust.check(path, called)
+    own_disk = shared_files.local(address) is not None
+    if changed := digests.faults(path, version.tags, own_disk, scores):
+        raise ValueError(f"{called}: its files are not as they were registered: {digests.told(changed)}")
+    return path
