@@ -13,7 +13,8 @@ from sana_sprint.registry import lineage as places
 
 
 @with_example(
-    'sana-sprint register downloads/student --name mine --licence MIT --description "made by ..."',
+    'sana-sprint register downloads/student --name mine --licence MIT --description "made by ..." '
+    "--part-licence text_encoder=gemma --part-licence data=CC-BY-4.0",
     "sana-sprint register student --name mine --licence NSCL-v2-custom --licence-link https://terms.example "
     '--description "made by ..." --scores small.json',
 )
@@ -24,6 +25,10 @@ def register(
     description: Annotated[str, typer.Option(help="What it is, for its card.")],
     scores: Annotated[Path | None, typer.Option(help="Evaluate's JSON; without it no gate of scores holds.")] = None,
     licence_link: Annotated[str | None, typer.Option(help="Where the terms of a licence beyond SPDX are.")] = None,
+    part_licence: Annotated[
+        list[str] | None,
+        typer.Option(help="PART=LICENCE of text_encoder, autoencoder, transformer or data; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Register a student that was made elsewhere; it becomes the challenger of its model."""
@@ -31,8 +36,8 @@ def register(
     from sana_sprint.registry import register as registration
 
     root = places.repository()
-    sampling = config.load(config.Sampling, root)
-    student = foreign.student(folder, name, licence, licence_link, description, scores, sampling)
+    sampling, parts = config.load(config.Sampling, root), foreign.part_licences(part_licence or [])
+    student = foreign.student(folder, name, licence, licence_link, description, scores, sampling, parts)
     cli_registry.server()  # a stage waits for a server that is away; who types this is told at once
     with track.stage("register elsewhere") as run:
         made = registration.enter(student, run)

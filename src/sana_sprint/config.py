@@ -445,12 +445,22 @@ def registrable(name: str) -> str:
     return name
 
 
+class PartLicences(Section):
+    """The licence of each part of a student, as SPDX names it, else by its own name; null: unknown."""
+
+    text_encoder: str | None
+    autoencoder: str | None
+    transformer: str | None
+    data: str | None
+
+
 class Register(Section):
     """Stage register."""
 
     model_name: Annotated[str, AfterValidator(registrable)]
     licence: str  # as SPDX names it, else by its own name
     licence_link: str | None  # where the terms are of a licence that the Hugging Face hub has no field for
+    part_licences: PartLicences
     description: str
 
 

@@ -107,7 +107,8 @@ def version_tags(scores, folder, weights):
 def student(scores, made=ORIGIN):
     """What a card is written of."""
     sampling = {"times": {}, **SIZES}
-    return register.Student(Path(), "m-small", scores, None, sampling, "Apache-2.0", "told", made, {}, None)
+    parts = config.PartLicences(text_encoder="gemma", autoencoder=None, transformer="Apache-2.0", data="CC0-1.0")
+    return register.Student(Path(), "m-small", scores, None, sampling, "Apache-2.0", "told", made, {}, None, parts)
 
 
 class Model:

@@ -84,3 +84,31 @@ def test_a_grid_that_is_no_number_is_told(monkeypatch, text):
     monkeypatch.setenv("SANA_SPRINT_GRID_G_PER_KWH", text)
     with pytest.raises(ValueError, match="SANA_SPRINT_GRID_G_PER_KWH is"):
         card.write(student(evaluation(0.4, 0.6)))
+
+
+def test_the_licence_of_each_part_is_told_and_what_is_unknown_is_told_to_be():
+    made = student(evaluation(0.4, 0.6))
+    text = card.write(made)
+    told = text.split("## Licences\n")[1].split("\n## ")[0]
+    rows = [line for line in told.splitlines() if line.startswith("| ") and "---" not in line]
+    assert rows[1:] == [
+        "| text encoder | gemma |",
+        "| autoencoder | unknown |",
+        "| transformer | Apache-2.0 |",
+        "| data | CC0-1.0 |",
+    ]
+    assert "Licences" in measured.card_fields(text)
+    none = made.part_licences.model_copy(update=dict.fromkeys(config.PartLicences.model_fields))
+    assert "Licences" not in measured.card_fields(card.write(replace(made, part_licences=none)))
+
+
+def test_the_card_of_a_student_made_elsewhere_claims_nothing_of_how_it_was_made():
+    here = student(evaluation(0.4, 0.6))
+    there = replace(here, made={"made": "elsewhere", "registered_by": "anna"})
+    claims = ("sCM", "LADD", card.PAPER, "captions of its corpus", "from a SANA teacher")
+    assert all(claim in " ".join(card.write(here).split()) for claim in claims)
+    text = " ".join(card.write(there).split())
+    assert not [claim for claim in claims if claim in text]
+    assert "by which method, from which teacher, on which data and at what cost is unknown here" in text
+    assert "Which captions it knows is unknown here" in text
+    assert {"Data", "Training"} & set(measured.card_fields(card.write(there))) == set()

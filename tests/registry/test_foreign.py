@@ -24,7 +24,8 @@ def folder(sprint_folder, tmp_path):
 
 
 def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_profile(folder, repository):
-    first = parsed("register", str(folder), *TOLD)
+    parts = ["--part-licence", "text_encoder=gemma", "--part-licence", "data=CC-BY-4.0"]
+    first = parsed("register", str(folder), *TOLD, *parts)
     assert (first["name"], first["version"], first["alias"], first["new"]) == ("mine", 1, "challenger", True)
     assert "version 1, alias challenger: the same weights" in call("register", str(folder), *TOLD)
     server = store.client(store.tracking_uri())
@@ -37,6 +38,8 @@ def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_p
     card = (place / "README.md").read_text()
     assert "license: mit" in card
     assert "made by others" in card
+    assert "| text encoder | gemma |\n| autoencoder | unknown |" in card
+    assert "sCM" not in card
     assert not (folder / "README.md").exists()
     told = parsed("lineage", "models:/mine/1")
     assert (told["made"], told["data"]["outputs"], told["made_on"]) == ("elsewhere", {}, {})
@@ -66,14 +69,18 @@ def test_what_is_no_student_is_refused_by_name(folder, repository, tmp_path):
     assert "no-such/model_index.json" in refused("register", str(tmp_path / "no-such"), *TOLD)
 
 
-@pytest.mark.parametrize(
-    "name", ["..", "../..", ".", "a/b", "a\\b", "/absolute", "models:/a", "", "a' or 'b", "x.history"]
-)
-def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_touched(folder, repository, name):
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_touched(folder, repository):
     before = sorted(repository.rglob("*"))
-    told = refused("register", str(folder), *["--name", name], *TOLD[2:])
-    assert told.startswith(f"error: --name {name!r}: no name of a registered model: ")
+    for name in ("..", "../..", ".", "a/b", "a\\b", "/absolute", "models:/a", "", "a' or 'b", "x.history"):
+        told = refused("register", str(folder), "--name", name, *TOLD[2:])
+        assert told.startswith(f"error: --name {name!r}: no name of a registered model: ")
     assert sorted(repository.rglob("*")) == before
+
+
+def test_a_licence_of_no_part_is_refused(folder, repository):
+    for told in ("tokenizer=MIT", "data", "data="):
+        said = refused("register", str(folder), *TOLD, "--part-licence", told)
+        assert f"--part-licence '{told}': name one as PART=LICENCE, of the parts text_encoder, autoencoder," in said
 
 
 @pytest.mark.parametrize("name", ["..", "../..", "a/b", "/absolute", "mine"])

@@ -9,10 +9,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import Model, validate_schema
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.registry import draw, lineage, measured, register, store, track
+from sana_sprint.registry import draw, lineage, measured, register, store, track, versions
 from tests.registry.conftest import NAME, SIZE, TIMES, evaluation
 
 ROUNDING = 2  # of 255: processors multiply matrices of other sizes in another order
@@ -107,6 +108,19 @@ def test_signature_defaults_come_from_sampling_json(registered, repository):
     assert signature.outputs.input_names() == ["png"]
 
 
+def test_the_example_is_a_prompt_that_was_scored_and_fits_the_signature(registered, server):
+    folder = versions.fetched(server, versions.resolve(server, registered(evaluation(0.3, 0.5))["uri"]))
+    found = Model.load(str(folder))
+    example, asked = found.load_input_example(str(folder)), found.load_input_example_params(str(folder))
+    assert example.to_dict("list") == {"prompt": ["a red circle"]}
+    assert asked == {"steps": 1}
+    validate_schema(example, found.signature.inputs)
+    assert set(asked) <= {param.name for param in found.signature.params}
+    drawn = mlflow.pyfunc.load_model(str(folder)).predict(example, params=asked)
+    validate_schema(drawn, found.signature.outputs)
+    assert picture(drawn["png"][0]).size == (64, 64)
+
+
 def test_card_licence_lineage_and_metrics_travel_with_the_version(registered, repository, server):
     with track.stage("prepare", prepare=config.load(config.Prepare)) as prepared:
         pass
@@ -116,6 +130,8 @@ def test_card_licence_lineage_and_metrics_travel_with_the_version(registered, re
     assert text.startswith("---\nlicense: apache-2.0\n")
     assert "| student | 1 | 0.300 ± 0.020 |" in text
     assert storage.digest_of("first") in text
+    assert "| autoencoder | Apache-2.0 |" in text
+    assert "sCM" in text
     assert "prepare.source.kind: `scenes`" in text
     tags = server.get_model_version(NAME, "1").tags
     assert tags["licence"] == "Apache-2.0"

@@ -9,6 +9,8 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from sana_sprint.registry import measured
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -150,33 +152,65 @@ def task_table(student: Mapping[str, Mapping[str, Any]]) -> str:
 
 def bullets(values: Mapping[str, Any]) -> str:
     """Returns a Markdown list of names and values."""
-    return "\n".join(f"- {key}: `{value}`" for key, value in values.items()) or "- not recorded"
+    return "\n".join(f"- {key}: `{value}`" for key, value in values.items()) or measured.NOTHING
 
 
 def scores(evaluation: Mapping[str, Any]) -> str:
     """Returns what the card says of scores."""
     if not evaluation["scores"]:
-        return "- not recorded"
+        return measured.NOTHING
     return f"""Value ± standard error. Protocol digest: `{evaluation["protocol_digest"]}`. `undistilled` is the same
 network before distillation, `teacher` the network it learned from.
 
 {score_table(evaluation["scores"])}{task_table(evaluation["scores"]["student"])}"""
 
 
+def licences(student: Student) -> str:
+    """Returns the section on the licence of each part."""
+    parts = {name.replace("_", " "): licence for name, licence in student.part_licences.model_dump().items()}
+    rows = "\n".join(f"| {name} | {licence or 'unknown'} |" for name, licence in parts.items())
+    first = "" if any(parts.values()) else f"{measured.UNKNOWN} of every part.\n\n"
+    return f"{first}The student as a whole: {student.licence}.\n\n| part | licence |\n| --- | --- |\n{rows}"
+
+
+def about(student: Student) -> str:
+    """Returns what the card says first: what the student is, and how it was made as far as that is known here."""
+    sampling = student.sampling
+    draws = (
+        f"draws in {', '.join(sorted(sampling['times']))} steps at {sampling['width_px']} x {sampling['height_px']} px"
+    )
+    if student.elsewhere:
+        return f"""A text-to-image student that {draws}. It was made elsewhere: by which method, from which teacher, on
+which data and at what cost is unknown here, beyond the words above."""
+    return f"""A text-to-image student of size `{student.evaluation["size"]}` that {draws}, distilled by {PAPER} (sCM +
+LADD) from a SANA teacher."""
+
+
+def limits(student: Student) -> str:
+    """Returns what is known of what it cannot do."""
+    knows = (
+        "Which captions it knows is unknown here, and so is what it was trained to do at other sizes and step counts."
+        if student.elsewhere
+        else "It knows the captions of its corpus and nothing else: other words, other sizes and other step counts are "
+        "outside what was trained and scored."
+    )
+    return f"{knows} Scores are those of the judge named in the protocol and compare only under that protocol."
+
+
 def write(student: Student) -> str:
     """Returns the card."""
-    evaluation, sampling, tags, trained = student.evaluation, student.sampling, student.made, student.trained
-    data = {key: value for key, value in trained.items() if key.startswith("prepare.")}
+    evaluation, tags, trained = student.evaluation, student.made, student.trained
+    data = {"sha256 of manifest.parquet": tags["data_digest"]} if "data_digest" in tags else {}
+    data |= {key: value for key, value in trained.items() if key.startswith("prepare.")}
     training = {key: value for key, value in trained.items() if not key.startswith("prepare.")}
-    size = evaluation["size"]
+    unknown = f"{measured.UNKNOWN}: it was made elsewhere."
     return f"""{header(student)}
 
 # {student.name}
 
 {student.description}
 
-A text-to-image student of size `{size}` that draws in {", ".join(sorted(sampling["times"]))} steps at
-{sampling["width_px"]} x {sampling["height_px"]} px, distilled by {PAPER} (sCM + LADD) from a SANA teacher.
+{about(student)}
 
 ```python
 from diffusers import SanaSprintPipeline
@@ -184,16 +218,15 @@ from diffusers import SanaSprintPipeline
 pipeline = SanaSprintPipeline.from_pretrained("this folder")
 ```
 
-`sampling.json` holds the time list of each step count, the guidance scale and the caption length it was
-scored with.
+`sampling.json` holds the time list of each step count, the guidance scale and the caption length that it is drawn with.
 
 ## Data
 
-{bullets(({"sha256 of manifest.parquet": tags["data_digest"]} if "data_digest" in tags else {}) | data)}
+{unknown if student.elsewhere else bullets(data)}
 
 ## Training
 
-{bullets(training)}
+{unknown if student.elsewhere else bullets(training)}
 
 ## Scores
 
@@ -201,14 +234,15 @@ scored with.
 
 {energy(evaluation)}## Limits
 
-It knows the captions of its corpus and nothing else: other words, other sizes and other step counts are
-outside what was trained and scored. The scores are those of the judge named in the protocol and compare only
-under that protocol.
+{limits(student)}
+
+## Licences
+
+{licences(student)}
 
 ## Lineage
 
 {bullets(tags)}
 
-Licence: {student.licence}. The whole protocol, every prompt of it, stands in `evaluation/` beside this model
-in MLflow.
+The whole protocol of the scores, every prompt of it, stands in `evaluation/` beside this model in MLflow.
 """

@@ -11,7 +11,7 @@ from sana_sprint.registry.register import ELSEWHERE, Student
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sana_sprint.config import Sampling
+    from sana_sprint.config import PartLicences, Sampling
 
 PIPELINE = "SanaSprintPipeline"
 NO_SCORES: dict[str, Any] = {"protocol": {}, "protocol_digest": "not scored", "scores": {}}
@@ -25,6 +25,7 @@ def student(
     description: str,
     scores: Path | None,
     default: Sampling,
+    parts: PartLicences,
 ) -> Student:
     """Returns what is registered of a folder. Where it has no sampling.json of ours, times, guidance and caption length
     are those of the profile in use. Raises ValueError for a name that no model may have, for what is no such pipeline
@@ -44,7 +45,19 @@ def student(
         raise ValueError(f"{scores}: keys {absent} are missing; name evaluate's JSON, or leave --scores out")
     evaluation = {"size": ELSEWHERE, "times": how["times"]} | evaluation
     made = {"made": ELSEWHERE, "registered_by": history.who()}
-    return Student(folder, name, evaluation, scores, how, licence, description, made, {}, link)
+    return Student(folder, name, evaluation, scores, how, licence, description, made, {}, link, parts)
+
+
+def part_licences(told: list[str]) -> config.PartLicences:
+    """Returns the licences told as PART=LICENCE; those of other parts are unknown. Raises ValueError for another form
+    and for what is no part."""
+    known: dict[str, str | None] = dict.fromkeys(config.PartLicences.model_fields)
+    for text in told:
+        part, _, licence = (word.strip() for word in text.partition("="))
+        if part not in known or not licence:
+            raise ValueError(f"--part-licence {text!r}: name one as PART=LICENCE, of the parts {', '.join(known)}")
+        known[part] = licence
+    return config.PartLicences.model_validate(known)
 
 
 def sampling(folder: Path, default: Sampling) -> dict[str, Any]:

@@ -19,6 +19,7 @@ DIGEST, JUDGE, SCORES, TASKS = "protocol_digest", "judged_by", "scores", "task_s
 LATENCY, MACHINE, BYTES = "latency_p50_s", "machine", "folder_bytes"
 CARD, FILES, LICENCE, WEIGHTS = "card_fields", "folder_digest", "licence", "weights_digest"
 REEVALUATION = "reevaluation."  # and the first 16 digits of the protocol's digest
+NOTHING, UNKNOWN = "- not recorded", "Unknown"  # so begin a card's sections that have nothing to tell
 MACHINE_KEYS = ("cpu", "cores", "threads", "gpu", "torch")
 
 Pair = tuple[float, float]
@@ -80,7 +81,9 @@ def card_fields(text: str) -> list[str]:
     pairs = (line.partition(":") for line in header.splitlines() if not line.startswith((" ", "-", "#")))
     keys = [key.strip() for key, _, value in pairs if value.strip()]
     sections = (part.partition("\n") for part in f"\n{body}".split("\n## ")[1:])
-    return keys + [title.strip() for title, _, said in sections if said.strip() not in ("", "- not recorded")]
+    return keys + [
+        title.strip() for title, _, said in sections if said.strip() and not said.strip().startswith((NOTHING, UNKNOWN))
+    ]
 
 
 @dataclass(frozen=True)

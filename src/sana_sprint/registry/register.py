@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
-    from sana_sprint.config import Register
+    from sana_sprint.config import PartLicences, Register
 
 MODEL_CODE = "mlflow/sprint_model.py"
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
@@ -188,6 +188,7 @@ class Student:
     made: dict[str, str]
     trained: dict[str, str]
     licence_link: str | None
+    part_licences: PartLicences
 
     @property
     def elsewhere(self) -> bool:
@@ -203,9 +204,8 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
     made = lineage.git_tags(root) | lineage.digests(root) | run_ids | {"profile": config.profile(root)}
     made |= {"run_parent": run.parent_id, "run_register": run.run_id}
     name, trained = model_name(params, size), _trained(server, run_ids)
-    licence, link = params.licence, params.licence_link
-    told = Student(student, name, evaluation, scores, sampling, licence, params.description, made, trained, link)
-    return enter(told, run)
+    licences = params.licence, params.description, made, trained, params.licence_link, params.part_licences
+    return enter(Student(student, name, evaluation, scores, sampling, *licences), run)
 
 
 def enter(student: Student, run: track.Run) -> dict[str, Any]:
