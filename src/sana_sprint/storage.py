@@ -116,8 +116,9 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro`") from None
 
 
-def digest(path: Path) -> str:
-    """Returns the sha256 (64 hex digits) of a file, or of a folder's file names and contents in sorted order."""
+def digest(path: Path, without: str | None = None) -> str:
+    """Returns the sha256 (64 hex digits) of a file, or of a folder's file names and contents in sorted order; what is
+    called `without` in the folder is passed over."""
     if path.is_file():
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -125,7 +126,9 @@ def digest(path: Path) -> str:
         raise ValueError(f"{path}: no such file or folder")
     total = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+        place = file.relative_to(path)
+        if place.parts[0] != without:
+            total.update(f"{place.as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
 
 

@@ -1,10 +1,12 @@
 """Students made elsewhere: a stock folder becomes a version that stock clients read; what is none is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
 from diffusers import SanaSprintPipeline
+from huggingface_hub._local_folder import write_download_metadata
 
 from sana_sprint import storage
 from sana_sprint.registry import draw, register, store, versions
@@ -24,9 +26,13 @@ def folder(sprint_folder, tmp_path):
 
 
 def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_profile(folder, repository):
+    for name in ("model_index.json", "vae/config.json"):  # as `hf download --local-dir` notes what it brought
+        write_download_metadata(folder, name, commit_hash="c" * 40, etag="e")
+    assert list((folder / ".cache").rglob("*.metadata"))
     parts = ["--part-licence", "text_encoder=gemma", "--part-licence", "data=CC-BY-4.0"]
     first = parsed("register", str(folder), *TOLD, *parts)
     assert (first["name"], first["version"], first["alias"], first["new"]) == ("mine", 1, "challenger", True)
+    shutil.rmtree(folder / ".cache")
     assert "version 1, alias challenger: the same weights" in call("register", str(folder), *TOLD)
     server = store.client(store.tracking_uri())
     version = versions.resolve(server, "models:/mine@challenger")
@@ -41,6 +47,7 @@ def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_p
     assert "| text encoder | gemma |\n| autoencoder | unknown |" in card
     assert "sCM" not in card
     assert not (folder / "README.md").exists()
+    assert not list(place.rglob(".cache"))
     told = parsed("lineage", "models:/mine/1")
     assert (told["made"], told["data"]["outputs"], told["made_on"]) == ("elsewhere", {}, {})
 
@@ -88,3 +95,18 @@ def test_the_place_where_a_model_is_put_together_is_within_the_store_whatever_it
     place = register.staging(tmp_path, name)
     assert place.resolve().parent == tmp_path / store.FOLDER / ".staging"
     assert place.name not in ("", ".", "..")
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_refused_with_the_command_that_brings_files(folder, repository, tmp_path):
+    """The cache of the Hub's client: snapshots/<revision> holds links to blobs/<digest>."""
+    cached = tmp_path / "hub/models--anna--small-student"
+    snapshot = cached / "snapshots" / ("c" * 40)
+    (cached / "blobs").mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, cached / "blobs" / str(number))
+        link.symlink_to(os.path.relpath(cached / "blobs" / str(number), link.parent))
+    SanaSprintPipeline.from_pretrained(snapshot, local_files_only=True)
+    told = refused("register", str(snapshot), *TOLD)
+    assert f"`hf download anna/small-student --revision {'c' * 40} --local-dir FOLDER`" in told

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from sana_sprint import storage
 from sana_sprint.registry import trust
 
 
@@ -88,4 +89,33 @@ def test_a_model_that_mlflow_would_unpickle_is_refused(folder):
     (folder / "MLmodel").write_text(lines)
     assert "MLmodel: python_model is python_model.pkl, a pickle" in refused(folder)
     (folder / "MLmodel").write_text(lines.replace("python_model.pkl", "sprint_model.py"))
+    trust.check(folder)
+
+
+FLAVOUR = {"loader_module": "mlflow.pyfunc.loaders.code_model", "model_code_path": "/made/elsewhere/sprint_model.py"}
+
+
+@pytest.mark.parametrize("place", ["../../elsewhere", "/etc", "artifacts/../../x", "C:\\secrets", "..\\x"])
+@pytest.mark.parametrize("key", ["artifacts", "data", "code", "env", "conda", "example"])
+def test_a_model_file_that_leads_out_of_the_folder_is_refused(folder, key, place):
+    flavour, content = dict(FLAVOUR), {}
+    if key == "artifacts":
+        flavour[key] = {"pipeline": {"path": place, "uri": "/where/it/was/made"}}
+    elif key == "conda":
+        flavour["env"] = {key: place}
+    elif key == "example":
+        content["saved_input_example_info"] = {"artifact_path": place}
+    else:
+        flavour[key] = place
+    storage.write_json(folder / "MLmodel", content | {"flavors": {"python_function": flavour}})  # JSON is YAML
+    assert f"{place}, which leads out of the model's folder" in refused(folder)
+
+
+def test_a_model_file_of_our_own_passes_wherever_it_was_made(folder):
+    flavour = FLAVOUR | {
+        "artifacts": {"pipeline": {"path": "artifacts/pipeline", "uri": "/where/it/was/made"}},
+        "env": {"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+        "code": None,
+    }
+    storage.write_json(folder / "MLmodel", {"flavors": {"python_function": flavour}})
     trust.check(folder)

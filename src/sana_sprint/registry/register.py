@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MODEL_CODE = "mlflow/sprint_model.py"
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
 UNSCORED_EXAMPLE = "a red circle"  # of a student that was registered without scores
+HUB_CACHE = ".cache"  # what `hf download --local-dir` notes of its files; no part of a model
 ELSEWHERE = "elsewhere"  # tag `made` of a student that another repository made
 TOLD = ("prepare.", "prune.sizes.", "prune.healing.steps", "distill.")  # params that the card tells
 
@@ -97,7 +98,7 @@ def with_card(student: Path, text: str, sampling: Mapping[str, Any], place: Path
     it is. MLflow names the artefact after the last part of `place`, whose parent is removed afterwards.
     """
     shutil.rmtree(place.parent, ignore_errors=True)
-    own = shutil.ignore_patterns("README.md", "sampling.json")
+    own = shutil.ignore_patterns("README.md", "sampling.json", HUB_CACHE)
     shutil.copytree(student, place, copy_function=_link, ignore=own)
     try:
         (place / "README.md").write_text(text)
@@ -215,7 +216,7 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
     """
     server, name, evaluation = store.client(run.uri), student.name, student.evaluation
     identity = {
-        "weights_digest": storage.digest(student.folder),
+        "weights_digest": storage.digest(student.folder, without=HUB_CACHE),
         "sampling_digest": storage.digest_of(student.sampling),
     }
     tags = measured.score_tags(evaluation) | {"licence": student.licence} | identity

@@ -7,11 +7,16 @@ loaded. Reading safetensors, JSON and text executes nothing; pickle does.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML, YAMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_VARIABLE = "SANA_SPRINT_MODEL_FILE_MAX_MB"
 MAX_MB = 40_000  # without the variable: four times a 4.8B network in bfloat16
@@ -31,13 +36,16 @@ ALLOWED = (
 )
 NAMED = ("MLmodel", "registered_model_meta", "LICENSE", "NOTICE", ".gitattributes")
 OWN_CODE = Path("sprint_model.py")  # models from code: what MLflow copies beside our registered weights
+OPENED = ("python_model", "data", "model_path", "code")  # keys of a flavour: MLflow opens them below the folder
 PICKLE_PROTOCOLS = range(2, 6)  # a pickle of these begins with 0x80 and its protocol
 
 
-def check(folder: Path, called: str | None = None) -> None:
+def check(folder: Path, called: str | None = None, without: str | None = None) -> None:
     """Raises ValueError naming every file of a folder that must not be there: links, what may run when it is loaded,
-    files over SANA_SPRINT_MODEL_FILE_MAX_MB (10^6 bytes), and kinds of files that no model of ours has."""
-    faults = [f"{path.relative_to(folder)}: {why}" for path in entries(folder) if (why := fault(path, folder))]
+    files over SANA_SPRINT_MODEL_FILE_MAX_MB (10^6 bytes), and kinds of files that no model of ours has. What is called
+    `without` in it is passed over."""
+    found = [path for path in entries(folder) if path.relative_to(folder).parts[0] != without]
+    faults = [f"{path.relative_to(folder)}: {why}" for path in found if (why := fault(path, folder))]
     if faults:
         told = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise ValueError(f"{called or folder} is refused: {told}; save weights as safetensors and remove the rest")
@@ -65,7 +73,7 @@ def fault(path: Path, folder: Path) -> str | None:
     if pickled(path):
         return "holds pickle, which runs code when it is read"
     if path.name == "MLmodel":
-        return pickled_model(path)
+        return model_file(path)
     known = path.suffix in ALLOWED or path.name in NAMED or own_code(path.relative_to(folder))
     return None if known else "no kind of file that a model of this project has"
 
@@ -100,14 +108,28 @@ def pickled(path: Path) -> bool:
         return any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
 
 
-def pickled_model(path: Path) -> str | None:
-    """Returns why an MLmodel file would have MLflow load a pickle, or None."""
+def model_file(path: Path) -> str | None:
+    """Returns why an MLmodel file would have MLflow load a pickle or reach out of the model's folder, or None."""
     try:
-        flavours = YAML(typ="safe").load(path.read_text()).get("flavors", {})
-    except (YAMLError, UnicodeDecodeError, AttributeError):
+        content = YAML(typ="safe").load(path.read_text())
+        named = list(_paths(content))
+    except (YAMLError, UnicodeDecodeError, AttributeError, TypeError):
         return "no MLmodel file"
-    parts = flavours.get("python_function", {})
-    named = [
-        key for key in ("python_model", "data", "model_path") if str(parts.get(key, "")).endswith((".pkl", ".pickle"))
-    ]
-    return f"{named[0]} is {parts[named[0]]}, a pickle" if named else None
+    for key, place in named:
+        if place.endswith((".pkl", ".pickle")):
+            return f"{key} is {place}, a pickle"
+        if PurePosixPath(place).is_absolute() or PureWindowsPath(place).anchor or ".." in re.split(r"[/\\]", place):
+            return f"{key} is {place}, which leads out of the model's folder"
+    return None
+
+
+def _paths(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields what MLflow opens below the model's folder by the words of an MLmodel file, with the key that names it."""
+    for flavour in content.get("flavors", {}).values():
+        environment = flavour.get("env")
+        places = {key: flavour.get(key) for key in OPENED}
+        places |= environment if isinstance(environment, dict) else {"env": environment}
+        places |= {f"artifacts.{name}": told.get("path") for name, told in (flavour.get("artifacts") or {}).items()}
+        yield from ((key, str(place)) for key, place in places.items() if place is not None)
+    example = content.get("saved_input_example_info") or {}
+    yield from ((key, str(place)) for key, place in example.items() if key.endswith("_path"))
