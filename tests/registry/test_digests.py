@@ -117,7 +117,7 @@ def test_a_version_from_before_there_were_lists_is_checked_by_what_it_has_and_th
         versions.fetched(model.server, model.server.get_model_version(model.name, "2"))
 
 
-def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_files_elsewhere(model, other, tmp_path):
+def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_files_elsewhere(model, other):
     number = model.add(evaluation(0.40, 0.70))
     listing(model, number)
     here = model.place / "0"
@@ -131,6 +131,13 @@ def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_f
         there = other.get_model_version(model.name, "1")
         folder = versions.fetched(other, there, scores=True)
         assert (folder / "evaluation/small.json").read_text() == text
+    scores.write_text("third")
+    for key, value in digests.score_tags({}, scores).items():
+        model.tag(number, key, value)
+    scores.write_text("changed in the store")
+    with pytest.raises(ValueError, match="evaluation: not as it was registered, so nothing was copied"):
+        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+    scores.write_text("third")
     model.tag(number, digests.SEAL, "of another registration")
     transfer.transfer(model.server, f"models:/{model.name}/1", other)
     assert other.get_model_version(model.name, "1").tags[digests.SEAL] == there.tags[digests.SEAL]

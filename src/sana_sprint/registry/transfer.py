@@ -141,7 +141,8 @@ def _verify(target: MlflowClient, model_id: str, digest: str, place: Path) -> No
 
 
 def _scores_again(source: MlflowClient, version: ModelVersion, target: MlflowClient, there: ModelVersion) -> None:
-    """Copies evaluate's JSON to a version that is there already, where it is another one."""
+    """Copies evaluate's JSON to a version that is there already, where it is another one. Raises ValueError where it is
+    not as it was registered."""
     from mlflow.artifacts import download_artifacts
 
     mine, its = (packed.unpack(one.tags, digests.SCORE_LIST) for one in (version, there))
@@ -149,8 +150,10 @@ def _scores_again(source: MlflowClient, version: ModelVersion, target: MlflowCli
         return
     address = f"{versions.root(source, version)}/{digests.SCORES}"
     with tempfile.TemporaryDirectory(prefix="sana-sprint-transfer-") as place:
-        folder = download_artifacts(address, dst_path=place, tracking_uri=source.tracking_uri)
-        target.log_model_artifacts(there.tags["model_id"], folder, digests.SCORES)
+        folder = Path(download_artifacts(address, dst_path=place, tracking_uri=source.tracking_uri))
+        if {f"{digests.SCORES}/{name}": digest for name, digest in digests.of(folder).items()} != mine:
+            raise ValueError(f"{address}: not as it was registered, so nothing was copied")
+        target.log_model_artifacts(there.tags["model_id"], str(folder), digests.SCORES)
 
 
 def _version(
