@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import copy_artifacts
 import sqlalchemy as sa
 
+from sana_sprint.registry import history
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -98,12 +100,14 @@ def check_source(source: sa.Connection, target: sa.MetaData, head: str) -> None:
 
 
 def check_places(connection: sa.Connection, tables: dict[str, sa.Table], rewriting: Rewriting) -> None:
-    """Raises ValueError for artefacts that lie elsewhere than in the folder that moves."""
+    """Raises ValueError for artefacts that lie elsewhere than in the folder that moves. An entry of a history is a
+    version without any.
+    """
     for name, column in LOCATIONS.items():
         table = tables[name]
         for row in rows(connection, table):
             place = rewriting.row(table, row)[list(table.columns.keys()).index(column)]
-            if place and not place.startswith(rewriting.new):
+            if place and place != history.SOURCE and not place.startswith(rewriting.new):
                 raise ValueError(f"{name}: artefacts at {place} lie outside the folder that moves")
 
 

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from PIL import Image
 
 from sana_sprint import storage
-from sana_sprint.registry import store, track
-from tests.registry.conftest import NAME, evaluation, registered, repository  # noqa: F401  two are fixtures
+from sana_sprint.registry import audit, history, promote, store, track
+from tests.registry.conftest import NAME, evaluation, registered, repository, rules  # noqa: F401  three are fixtures
 from tests.team import parts
 from tests.team.runbook import commands
 
@@ -24,8 +24,9 @@ DATASET = "a corpus"
 
 
 @pytest.fixture
-def full(repository, registered):  # noqa: F811
-    """A sqlite store with what a store holds: runs, curves, pictures, a data set, a version with aliases and tags."""
+def full(repository, registered, rules):  # noqa: F811
+    """A sqlite store with what a store holds: runs, curves, pictures, a data set, versions with aliases and tags, and a
+    history of two promotions and a rollback."""
     import mlflow
 
     with track.stage("teacher") as run:
@@ -33,9 +34,11 @@ def full(repository, registered):  # noqa: F811
             run.metrics({"loss": 1.0 / (step + 3), "nan": math.nan, "inf": math.inf, "a large number": 1e300}, step)
         run.picture(Image.new("RGB", (8, 8)), "grids/one")
         run.file(repository / "params.yaml")
-    registered(evaluation(0.4, 0.6))
     client = store.client(store.tracking_uri(repository))
-    client.set_registered_model_alias(NAME, "champion", "1")
+    for score, weights in ((0.4, "first"), (0.5, "second")):
+        registered(evaluation(score, 0.7), weights=weights)
+        promote.move(client, promote.judge(client, NAME, rules))
+    promote.rollback(client, NAME, why="draws squares")
     client.set_registered_model_tag(NAME, "event-000001", json.dumps({"at": "2026-11-26", "who": "Zoë"}))
     source = mlflow.data.http_dataset_source.HTTPDatasetSource("http://a/b")
     corpus = mlflow.data.meta_dataset.MetaDataset(source, DATASET)
@@ -83,7 +86,9 @@ def download(client, version, folder):
 
 def test_a_store_moves_with_nothing_lost_and_goes_on(team, full, tmp_path, monkeypatch):
     root, run_id = full
-    before = everything(store.client(store.tracking_uri(root)), run_id)
+    source = store.client(store.tracking_uri(root))
+    before, past = everything(source, run_id), history.read(source, NAME)
+    assert [(entry.content["action"], entry.to) for entry in past.entries][1:] == [("promote", "2"), ("rollback", "1")]
     assert len(before["points"]["loss"]) == 1500
     assert before["inputs"]
     target = team.postgres.make_database("moved")
@@ -108,14 +113,17 @@ def test_a_store_moves_with_nothing_lost_and_goes_on(team, full, tmp_path, monke
     weights = "artifacts/pipeline/transformer/diffusion_pytorch_model.safetensors"
     assert storage.digest(model / weights) == storage.digest(next((tmp_path / "gone").rglob(weights)))
 
+    assert history.read(client, NAME) == past
+    assert audit.audit(client, NAME, files=True) == (past, [])
+
     new = client.create_run(client.create_experiment("after the move"))  # the sequences go on
     client.log_metric(new.info.run_id, "loss", 1.0)
     assert int(new.info.experiment_id) > 1
-    assert client.create_model_version(NAME, new.info.artifact_uri, new.info.run_id).version == 2
+    assert client.create_model_version(NAME, new.info.artifact_uri, new.info.run_id).version == 3
 
 
-def test_a_database_that_is_not_empty_is_refused(team, full):
-    told = move(team, full[0], team.settings["MLFLOW_BACKEND_STORE_URI"], code=1)
+def test_a_database_that_is_not_empty_is_refused(team, repository):  # noqa: F811
+    told = move(team, repository, team.settings["MLFLOW_BACKEND_STORE_URI"], code=1)
     assert "error: " in told
     assert "is not empty" in told
 
