@@ -22,13 +22,15 @@ def transfer(
     alias: Annotated[str, typer.Option(help="Alias that the version gets there.")] = "challenger",
     as_json: Json = False,
 ) -> None:
-    """Copy a version to another registry with card, lineage, scores and past; digests are compared after the copy."""
-    from sana_sprint.registry import store, versions
+    """Copy a version to another registry with card, lineage, scores and past; digests are compared after the copy.
+
+    Who one is there is SANA_SPRINT_TARGET_USERNAME and SANA_SPRINT_TARGET_PASSWORD, and for its object store
+    SANA_SPRINT_TARGET_S3_ENDPOINT_URL, SANA_SPRINT_TARGET_AWS_ACCESS_KEY_ID and
+    SANA_SPRINT_TARGET_AWS_SECRET_ACCESS_KEY; what is not set is the same as here.
+    """
     from sana_sprint.registry import transfer as transfers
 
-    client = cli_registry.server()
-    versions.resolve(client, version)  # before the other store is opened, or made
-    moved = transfers.transfer(client, version, store.client(to), name, alias)
+    moved = transfers.transfer(cli_registry.server(), version, to, name, alias)
     if as_json:
         console.emit(moved)
         return

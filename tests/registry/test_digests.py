@@ -90,7 +90,7 @@ def test_a_registered_student_s_code_that_was_changed_in_the_store_is_named_and_
     told = "its files are not as they were registered: sprint_model.py differs"
     assert told in refused("generate", "a red circle", "--model", f"models:/{NAME}@champion", "--steps", "1")
     with pytest.raises(ValueError, match=f"{told}; in .*, so nothing was copied"):
-        transfer.transfer(server, f"models:/{NAME}@champion", other)
+        transfer.transfer(server, f"models:/{NAME}@champion", other.tracking_uri)
     assert f"names version 1, whose files are refused: {told}" in refused("audit", NAME, "--files", code=3)
     assert versions.every(other, NAME) == []
 
@@ -127,7 +127,7 @@ def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_f
         scores.write_text(text)
         for key, value in digests.score_tags({}, scores).items():
             model.tag(number, key, value)
-        assert transfer.transfer(model.server, f"models:/{model.name}/1", other)["new"] == (text == "first")
+        assert transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)["new"] == (text == "first")
         there = other.get_model_version(model.name, "1")
         folder = versions.fetched(other, there, scores=True)
         assert (folder / "evaluation/small.json").read_text() == text
@@ -136,8 +136,8 @@ def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_f
         model.tag(number, key, value)
     scores.write_text("changed in the store")
     with pytest.raises(ValueError, match="evaluation: not as it was registered, so nothing was copied"):
-        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+        transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     scores.write_text("third")
     model.tag(number, digests.SEAL, "of another registration")
-    transfer.transfer(model.server, f"models:/{model.name}/1", other)
+    transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     assert other.get_model_version(model.name, "1").tags[digests.SEAL] == there.tags[digests.SEAL]

@@ -16,12 +16,16 @@ from tests.test_cli import call, refused
 from tests.test_cli_registry import parsed
 
 
+def sqlite_store(empty_store, place):
+    place.mkdir()
+    shutil.copy(empty_store, place / "mlflow.db")
+    return store.client(f"sqlite:///{place}/mlflow.db")
+
+
 @pytest.fixture
 def other(tmp_path, empty_store):
     """A second sqlite store."""
-    (tmp_path / "other").mkdir()
-    shutil.copy(empty_store, tmp_path / "other/mlflow.db")
-    return store.client(f"sqlite:///{tmp_path}/other/mlflow.db")
+    return sqlite_store(empty_store, tmp_path / "other")
 
 
 def two(model, rules):
@@ -35,7 +39,7 @@ def two(model, rules):
 
 def test_a_version_arrives_with_its_files_card_lineage_scores_and_past(model, other, rules):
     two(model, rules)
-    told = transfer.transfer(model.server, f"models:/{model.name}/2", other)
+    told = transfer.transfer(model.server, f"models:/{model.name}/2", other.tracking_uri)
     assert (told["new"], told["entries"]) == (True, 2)
     here = model.server.get_model_version(model.name, "2")
     there = other.get_model_version(model.name, "1")
@@ -52,7 +56,7 @@ def test_a_version_arrives_with_its_files_card_lineage_scores_and_past(model, ot
     ]
     digests = [entry.digest for entry in history.read(model.server, model.name).entries]
     assert [entry["digest"] for entry in past] == digests[1:]
-    came = packed.unpack(there.tags, "transferred.from")
+    (came,) = packed.unpack(there.tags, "transferred.from")
     assert came["version"] == f"models:/{model.name}/2"
     assert versions.version_of(other, model.name, "challenger").version == there.version
     assert versions.version_of(other, model.name, "champion") is None
@@ -60,40 +64,66 @@ def test_a_version_arrives_with_its_files_card_lineage_scores_and_past(model, ot
 
 def test_what_is_there_already_is_not_copied_again(model, other, rules):
     two(model, rules)
-    first = transfer.transfer(model.server, f"models:/{model.name}@champion", other)
+    first = transfer.transfer(model.server, f"models:/{model.name}@champion", other.tracking_uri)
     count = len(other.search_logged_models(["0", other.get_experiment_by_name("sana-sprint-demo").experiment_id]))
     promoted(model, rules, "2")
-    again = transfer.transfer(model.server, f"models:/{model.name}/1", other)
+    again = transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     assert (first["new"], again["new"], again["to"]["version"]) == (True, False, first["to"]["version"])
     assert count == 1
     assert len(other.search_logged_models([other.get_experiment_by_name("sana-sprint-demo").experiment_id])) == 1
     assert len(packed.unpack(other.get_model_version(model.name, "1").tags, "transferred.past")) == 4
-    assert transfer.transfer(model.server, f"models:/{model.name}/2", other)["to"]["version"] == "2"
+    assert transfer.transfer(model.server, f"models:/{model.name}/2", other.tracking_uri)["to"]["version"] == "2"
+
+
+def test_over_two_hops_every_registry_s_history_and_name_goes_along(model, other, rules, tmp_path, empty_store):
+    """dev -> staging -> prod, and prod hears of dev again from dev itself."""
+    dev, prod = two(model, rules).server, sqlite_store(empty_store, tmp_path / "prod")
+    transfer.transfer(dev, f"models:/{model.name}/2", other.tracking_uri)
+    promote.move(other, promote.judge(other, model.name, rules))
+    told = transfer.transfer(other, f"models:/{model.name}@champion", prod.tracking_uri)
+    assert (told["new"], told["entries"]) == (True, 3)
+
+    def known():
+        tags = prod.get_model_version(model.name, "1").tags
+        return transfer.listed(tags, "transferred.from"), transfer.listed(tags, "transferred.past")
+
+    origins, past = known()
+    stores = [dev.tracking_uri, other.tracking_uri]
+    assert [(one["store"], one["version"][-2:]) for one in origins] == [(stores[0], "/2"), (stores[1], "/1")]
+    assert [(event["store"], event["action"], event["to"]) for event in past] == [
+        (stores[0], "promote", "2"),
+        (stores[0], "rollback", "1"),
+        (stores[1], "promote", "1"),
+    ]
+    entries = [*history.read(dev, model.name).entries[1:], *history.read(other, model.name).entries]
+    assert [event["digest"] for event in past] == [entry.digest for entry in entries]
+    transfer.transfer(dev, f"models:/{model.name}/2", prod.tracking_uri)
+    assert known() == (origins, past)
 
 
 def test_the_gates_of_the_other_registry_judge_it_and_its_history_is_its_own(model, other, rules):
     two(model, rules)
-    transfer.transfer(model.server, f"models:/{model.name}/1", other, name="in-production")
+    transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri, name="in-production")
     verdict = promote.judge(other, "in-production", rules)
     promote.move(other, verdict)
-    transfer.transfer(model.server, f"models:/{model.name}/2", other, name="in-production")
+    transfer.transfer(model.server, f"models:/{model.name}/2", other.tracking_uri, name="in-production")
     verdict = promote.judge(other, "in-production", rules)
     assert verdict.holds
     assert {gate.name for gate in verdict.gates} > {"counting at 2 steps", "size"}
     promote.move(other, verdict)
     assert audit.audit(other, "in-production", files=True)[1] == []
     with pytest.raises(ValueError, match="does not make a champion"):
-        transfer.transfer(model.server, f"models:/{model.name}/2", other, alias="champion")
+        transfer.transfer(model.server, f"models:/{model.name}/2", other.tracking_uri, alias="champion")
 
 
 def test_files_that_were_changed_here_are_not_copied(model, other, rules):
     two(model, rules)
     (model.place / "0" / versions.PIPELINE / "weights.txt").write_text("others")
     with pytest.raises(ValueError, match=r"version 1: its files .* have the digest .*so nothing was copied"):
-        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+        transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     shutil.rmtree(model.place / "1")
     with pytest.raises(ValueError, match=r"version 2: its files are gone"):
-        transfer.transfer(model.server, f"models:/{model.name}/2", other)
+        transfer.transfer(model.server, f"models:/{model.name}/2", other.tracking_uri)
     assert versions.every(other, model.name) == []
 
 
@@ -109,17 +139,17 @@ def test_files_that_arrive_otherwise_make_no_version(model, other, rules, monkey
 
     monkeypatch.setattr(type(other), "finalize_logged_model", spoils)
     with pytest.raises(ValueError, match="are not those that were sent; no version was made"):
-        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+        transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     monkeypatch.undo()
     assert versions.every(other, model.name) == []
-    assert transfer.transfer(model.server, f"models:/{model.name}/1", other)["new"]
+    assert transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)["new"]
 
 
 def test_a_version_from_before_there_were_digests_is_refused_by_name(model, other):
     model.add()
     model.server.delete_model_version_tag(model.name, "1", "weights_digest")
     with pytest.raises(ValueError, match=r"version 1 has no tag 'weights_digest'"):
-        transfer.transfer(model.server, f"models:/{model.name}/1", other)
+        transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
 
 
 def test_a_real_student_goes_to_a_real_server_and_draws_there(
@@ -143,6 +173,6 @@ def test_a_real_student_goes_to_a_real_server_and_draws_there(
     here = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame({"prompt": ["a red circle"]}), params={"steps": 1})
     assert drawn["png"][0] == here["png"][0]
     back = parsed("transfer", uri, "--to", team_server, "--name", name)
-    assert json.loads(there.get_model_version(name, "1").tags["transferred.from"])["by"] == "anna"
+    assert json.loads(there.get_model_version(name, "1").tags["transferred.from"])[0]["by"] == "anna"
     assert back["weights_digest"] == server.get_model_version(NAME, "1").tags["weights_digest"]
     assert "cannot be used" in refused("transfer", uri, "--to", "http://127.0.0.1:9")
