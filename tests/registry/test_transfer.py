@@ -176,3 +176,8 @@ def test_a_real_student_goes_to_a_real_server_and_draws_there(
     assert json.loads(there.get_model_version(name, "1").tags["transferred.from"])[0]["by"] == "anna"
     assert back["weights_digest"] == server.get_model_version(NAME, "1").tags["weights_digest"]
     assert "cannot be used" in refused("transfer", uri, "--to", "http://127.0.0.1:9")
+    monkeypatch.setenv("SANA_SPRINT_TARGET_USERNAME", "anna")
+    monkeypatch.setenv("SANA_SPRINT_TARGET_PASSWORD", "a wrong one")
+    store.client.cache_clear()
+    told = refused("transfer", uri, "--to", team_server, "--name", name)
+    assert told.endswith("set SANA_SPRINT_TARGET_USERNAME and SANA_SPRINT_TARGET_PASSWORD to a user who may")
