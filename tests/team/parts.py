@@ -23,8 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+from tests.team import runbook
+
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "sana-sprint"
+READERS = ("cleo",)  # their key to the bucket reads alone
 READY_S = 120
 PASSWORD_S = 5  # for which a changed password is still good
 STRIPPED = ("MLFLOW_", "AWS_", "PG", "PYTEST_")  # MLflow checks itself harder where it sees pytest
@@ -166,6 +169,22 @@ class Postgres(Part):
             answer = one.execute(query, parameters)
             return answer.fetchall() if answer.description else []
 
+    def prepare(self) -> None:
+        """Makes the user mlflow and the two databases by the runbook's lines, as the superuser. Without a terminal
+        createuser takes the password from stdin, twice."""
+        superuser = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "postgres", "PGPASSWORD": self.password}
+        for line in runbook.commands("Start")[0].splitlines():
+            subprocess.run(
+                ["bash", "-euc", line],
+                env=plain_environment() | superuser,
+                input=f"{self.password}\n{self.password}\n",
+                text=True,
+                cwd="/",
+                check=True,
+                capture_output=True,
+                start_new_session=True,
+            )
+
     def make_database(self, name: str) -> str:
         """Makes an empty database of the user mlflow and returns its address."""
         self.rows(f"create database {name} owner mlflow", "postgres")
@@ -181,6 +200,7 @@ class Team:
     server: Part
     settings: dict[str, str]
     folder: Path
+    reader_key: dict[str, str]
     passwords: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -195,14 +215,24 @@ class Team:
     def client(self, user: str = "ada") -> dict[str, str]:
         """The variables that a member of the team sets."""
         kept = ("MLFLOW_S3_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        known = self.settings | (self.reader_key if user in READERS else {})
         login = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": self.passwords[user]}
-        return {"MLFLOW_TRACKING_URI": self.uri} | {key: self.settings[key] for key in kept} | login
+        return {"MLFLOW_TRACKING_URI": self.uri} | {key: known[key] for key in kept} | login
+
+    def secrets(self) -> set[str]:
+        """Every password and key that must be seen nowhere."""
+        named = {self.settings[name] for name in variables("secrets.env.example")}
+        return named | set(self.passwords.values()) | set(self.reader_key.values())
 
     @contextmanager
     def member(self, user: str):
-        """Makes this process one of that user for a while; MLflow reads the variables at each request."""
+        """Makes this process one of that user for a while; MLflow reads the variables at each request, boto3 once."""
         with mock.patch.dict(os.environ, self.client(user)):
-            yield
+            forget_keys()
+            try:
+                yield
+            finally:
+                forget_keys()
 
     def run(self, *words: str, code: int = 0, user: str = "ada", cwd: Path = ROOT, **variables: str) -> str:
         """What a command prints to a member of the team, on the server's machine. The exit code must be `code`."""
@@ -218,6 +248,15 @@ class Team:
         )
         assert done.returncode == code, done.stdout[-4000:]
         return done.stdout
+
+
+def forget_keys() -> None:
+    """Lets boto3, and the clients of it that MLflow keeps, read the keys anew."""
+    import boto3
+    from mlflow.store.artifact import s3_artifact_repo
+
+    boto3.DEFAULT_SESSION = None
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
 
 
 def variables(file: str) -> dict[str, str]:
@@ -272,13 +311,14 @@ def team(folder: Path):
     s3_port, port = free_port(), free_port()
     chosen = settings(postgres, s3_port, port)
     environment = plain_environment() | chosen
-    one = Team(postgres, s3_server(folder, environment, s3_port), mlflow_server(folder, environment), chosen, folder)
+    reader = {name: secrets.token_urlsafe(24) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    keys = {"READER_ACCESS_KEY_ID": reader["AWS_ACCESS_KEY_ID"], "READER_ACTIONS": ",".join(runbook.reader_actions())}
+    s3, server = s3_server(folder, environment | keys, s3_port), mlflow_server(folder, environment)
+    one = Team(postgres, s3, server, chosen, folder, reader)
     one.passwords["admin"] = chosen["MLFLOW_AUTH_ADMIN_PASSWORD"]
     try:
         postgres.start()
-        postgres.rows(f"create role mlflow login password '{postgres.password}'", "postgres")
-        for name in ("mlflow", "mlflow_auth"):
-            postgres.make_database(name)
+        postgres.prepare()
         one.s3.start()
         one.server.start()
         for name, role in (("ada", "writer"), ("ben", "writer"), ("cleo", "reader")):

@@ -1,5 +1,6 @@
 """An S3 server on a folder that outlives a kill: localbucket, which lacks the bulk deletion that `dvc gc` asks for and
-takes any access key. Run as `python s3.py FOLDER PORT`; the access key to ask for is AWS_ACCESS_KEY_ID."""
+takes any access key. Run as `python s3.py FOLDER PORT`. AWS_ACCESS_KEY_ID may do everything, READER_ACCESS_KEY_ID
+what READER_ACTIONS names, as policies name it ("s3:GetObject,..."); nobody else does anything."""
 
 import os
 import re
@@ -8,19 +9,39 @@ import xml.etree.ElementTree as ET
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import localbucket
+
+KEY = re.compile(r"Credential=([^/]+)/")
 
 
 class Handler(localbucket.S3Handler):
     protocol_version = "HTTP/1.1"
 
     def _dispatch(self, action):
-        key = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
-        if key is None or key[1] != os.environ["AWS_ACCESS_KEY_ID"]:
-            self._send_error(localbucket.S3Error(HTTPStatus.FORBIDDEN, "InvalidAccessKeyId", "No such access key."))
-            return
-        super()._dispatch(action)
+        found = KEY.search(self.headers.get("Authorization", ""))
+        key = found[1] if found else None
+        if key == os.environ["AWS_ACCESS_KEY_ID"]:
+            super()._dispatch(action)
+        elif key != os.environ["READER_ACCESS_KEY_ID"]:
+            self._refuse("InvalidAccessKeyId", "No such access key.")
+        elif self._needs() in os.environ["READER_ACTIONS"].split(","):
+            super()._dispatch(action)
+        else:
+            self._refuse("AccessDenied", f"This key may not {self._needs()}.")
+
+    def _refuse(self, code, told):
+        self._send_error(localbucket.S3Error(HTTPStatus.FORBIDDEN, code, told))
+
+    def _needs(self):
+        """The action that a request is, as Amazon's list of S3's actions has it."""
+        url = urlsplit(self.path)
+        of_object = url.path.strip("/").count("/") > 0
+        if self.command in ("GET", "HEAD"):
+            return "s3:GetObject" if of_object else "s3:ListBucket"
+        deletes = self.command == "DELETE" or (self.command == "POST" and url.query.startswith("delete"))
+        return "s3:DeleteObject" if deletes else "s3:PutObject"
 
     def _post_request(self, bucket, key):
         if not bucket or key or "delete" not in self.query:

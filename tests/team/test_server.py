@@ -2,6 +2,7 @@
 settings or with a password that everybody knows."""
 
 import json
+import pickle
 import subprocess
 import time
 import urllib.error
@@ -11,7 +12,8 @@ from unittest import mock
 import pytest
 
 from sana_sprint.registry import history, store, versions
-from tests.team import parts
+from tests.team import leaks, parts
+from tests.team.runbook import commands
 
 pytestmark = pytest.mark.e2e
 
@@ -27,13 +29,13 @@ def write(team, user, experiment, model):
         found = client.get_experiment_by_name(experiment)
         run = client.create_run(found.experiment_id if found else client.create_experiment(experiment))
         client.log_metric(run.info.run_id, "loss", 0.5)
-        client.log_text(run.info.run_id, "words", "a.txt")
         if not client.search_registered_models(f"name = '{model}'"):
             client.create_registered_model(model)
         version = client.create_model_version(model, run.info.artifact_uri, run.info.run_id)
         client.set_registered_model_alias(model, "champion", version.version)
         client.set_registered_model_tag(model, "event", "one")
         client.set_model_version_tag(model, version.version, "event", "one")
+        client.log_text(run.info.run_id, "words", "a.txt")
         return run.info.artifact_uri
 
 
@@ -76,6 +78,34 @@ def test_a_reader_sees_and_does_not_write_to_what_others_made(team):
         assert MlflowClient(team.uri).get_experiment_by_name("for readers") is not None
 
 
+def test_a_reader_s_key_reads_the_bucket_and_writes_nothing_to_it(team, tmp_path):
+    import boto3
+    import mlflow
+    from botocore.exceptions import ClientError
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    place = write(team, "ada", "for readers", "e-model")
+    stored = team.buckets / place.removeprefix("s3://") / "a.txt"
+    (tmp_path / "a.txt").write_text("others")
+    key = {"Bucket": parts.BUCKET, "Key": str(stored.relative_to(team.buckets / parts.BUCKET))}
+    with team.member("cleo"):
+        assert mlflow.artifacts.load_text(f"{place}/a.txt") == "words"
+        with pytest.raises(boto3.exceptions.S3UploadFailedError, match="AccessDenied"):
+            get_artifact_repository(place).log_artifact(str(tmp_path / "a.txt"))
+        s3 = boto3.client("s3", endpoint_url=team.settings["MLFLOW_S3_ENDPOINT_URL"])
+        writes = (
+            lambda: s3.delete_object(**key),
+            lambda: s3.delete_objects(Bucket=parts.BUCKET, Delete={"Objects": [{"Key": key["Key"]}]}),
+            lambda: s3.copy_object(**key, CopySource=key),
+            lambda: s3.create_multipart_upload(**key),
+            lambda: s3.create_bucket(Bucket="cleo-s-own"),
+        )
+        for one in writes:
+            with pytest.raises(ClientError, match="AccessDenied"):
+                one()
+    assert stored.read_text() == "words"
+
+
 def test_a_wrong_password_and_no_user_write_nothing(team):
     before = team.postgres.rows("select count(*) from experiments")
     with mock.patch.dict(team.passwords, {"ada": "wrong"}):
@@ -107,19 +137,23 @@ def test_a_member_makes_no_users(team):
     assert team.postgres.rows("select username from users where username = 'eve'", "mlflow_auth") == []
 
 
-def test_a_writer_changes_its_password_and_becomes_a_reader(team):
-    name, first, second = "dot", "first password of dot", "second password of dot"
-    add = ("python", "mlflow/add_user.py")
+def test_a_writer_changes_its_password_becomes_a_reader_and_is_removed(team):
+    """By the runbook's lines, as they stand there; a reader's line differs in the role."""
+    name, first, second = "grace", "first password of grace", "second password of grace"
+    add, change, remove = (("bash", "-euc", line) for line in commands("Add a user"))
     write(team, "ada", "shared", "d-model")
-    assert "added dot, writer" in team.run(*add, name, "writer", user="admin", NEW_PASSWORD=first)
+    assert "added grace, writer" in team.run(*add, user="admin", NEW_PASSWORD=first)
     team.passwords[name] = first
     write(team, name, "shared", "d-model")
-    assert "changed the password" in team.run(*add, "--password", user=name, NEW_PASSWORD=second)
+    assert "changed the password" in team.run(*change, user=name, NEW_PASSWORD=second)
     time.sleep(parts.PASSWORD_S)
     assert "not authenticated" in denied(team, name, "shared", "d-model")
     team.passwords[name] = second
-    assert "changed dot, reader" in team.run(*add, name, "reader", user="admin")
+    assert "changed grace, reader" in team.run("python", "mlflow/add_user.py", name, "reader", user="admin")
     assert "PERMISSION_DENIED" in denied(team, name, "shared", "d-model")
+    team.run(*remove, user="admin")
+    time.sleep(parts.PASSWORD_S)
+    assert "not authenticated" in denied(team, name, "shared", "d-model")  # 401, as for a name that never was
 
 
 def test_other_names_and_other_pages_are_refused(team):
@@ -131,10 +165,32 @@ def test_other_names_and_other_pages_are_refused(team):
 def test_neither_passwords_nor_keys_reach_the_logs_or_the_command_line(team):
     log = team.server.log.read_text() + team.postgres.log.read_text()
     lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    for secret in (*(team.settings[name] for name in parts.variables("secrets.env.example")), *team.passwords.values()):
+    for secret in team.secrets():
         assert secret not in log
         assert secret not in lines
     assert "uvicorn" in lines
+
+
+def test_a_secret_and_a_pickle_that_are_planted_are_found(team, tmp_path):
+    """What tests/team/leaks.py says of a whole run elsewhere counts for something."""
+    from mlflow import MlflowClient
+
+    secret = team.passwords["ben"]
+    with team.member("ada"):
+        client = MlflowClient(team.uri)
+        client.create_registered_model("leaks", {"password": secret})
+        stored, here = team.buckets / parts.BUCKET / "leaked.bin", tmp_path / "a log"
+        for file in (stored, here):
+            file.write_bytes(b"\0" + secret.encode() + b"\n")
+        try:
+            found = leaks.secrets_found(team, tmp_path)
+        finally:
+            client.set_registered_model_tag("leaks", "password", "none")
+            stored.unlink()
+    assert found == ["MLFLOW_BACKEND_STORE_URI", str(stored), str(here)]
+    assert leaks.pickles_found(tmp_path) == []
+    here.write_bytes(pickle.dumps({}))
+    assert leaks.pickles_found(tmp_path) == [str(here)]
 
 
 def test_no_job_runner_runs(team):
