@@ -13,7 +13,7 @@ import pytest
 
 from sana_sprint import storage
 from tests.e2e.clone import SIZES, Clone, kill, kill_tree, stages
-from tests.team import parts
+from tests.team import leaks, parts
 
 pytestmark = pytest.mark.e2e
 WAIT_S = 400
@@ -268,3 +268,16 @@ def test_a_stage_ends_when_dvc_alone_is_killed(disturbed):
     clone.run("dvc", "repro")
     assert clone.outputs() == before
     assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
+
+
+def test_no_secret_reached_the_databases_the_object_store_the_outputs_or_the_logs(disturbed, team):
+    root = disturbed[0].root
+    logs = list(root.parent.glob("*.log"))
+    assert len(logs) >= len(MOMENTS)
+    assert leaks.secrets_found(team, root / "data", team.server.log, team.s3.log, team.postgres.log, *logs) == []
+    assert not [secret for secret in team.secrets() for log in disturbed[1].values() if secret in log]
+
+
+def test_nothing_that_was_written_is_a_pickle(disturbed, team):
+    data = disturbed[0].root / "data"
+    assert leaks.pickles_found(data / "models", data / "mlflow", team.buckets) == []

@@ -32,7 +32,7 @@ from sana_sprint.registry import store, track
 from tests.registry.conftest import ROOT, SIZE, evaluation
 from tests.registry.test_ancestry import git
 from tests.registry.test_serve import ask, served
-from tests.team import parts
+from tests.team import leaks, parts
 from tests.test_cli import call, refused
 from tests.test_cli_registry import parsed
 
@@ -200,6 +200,7 @@ def test_a_students_way_from_registration_over_the_gates_into_use_and_back(story
         lineage_is_walked_both_ways(story, first, better)
     if story.team:
         served_is(story, tmp_path, first_picture)
+        nothing_leaked(story)
     tampering_is_found(story)
 
 
@@ -299,6 +300,12 @@ def served_is(story, tmp_path, png):
     """`mlflow models serve` of the champion draws what pyfunc draws."""
     with served(CHAMPION, story.environment("cleo"), tmp_path) as address:
         assert ask(address, "a red circle", steps=1, seed=3) == png
+
+
+def nothing_leaked(story):
+    """Neither secrets nor pickle lie in what all this has written."""
+    assert leaks.secrets_found(story.team, story.root) == []
+    assert leaks.pickles_found(story.root / "data", story.team.buckets) == []
 
 
 def tampering_is_found(story):
