@@ -1,5 +1,5 @@
 """Two people at once, as real processes: exactly one moves the champion, the other learns who, and nothing is half
-done; against the sqlite store and against a real server."""
+done; against the sqlite store, against a real server, and against the team's with PostgreSQL, all of two workers."""
 
 import json
 import os
@@ -67,13 +67,17 @@ class Person:
         return json.loads(self.hear())
 
 
-@pytest.fixture(scope="module", params=["sqlite", "server"])
+@pytest.fixture(scope="module", params=["sqlite", "server", pytest.param("team", marks=pytest.mark.e2e)])
 def uri(request, tmp_path_factory, empty_store):
-    """The address of a sqlite store, then of a real server with its user in the environment."""
+    """The address of a sqlite store, then of real servers with their user in the environment."""
     if request.param == "sqlite":
         place = tmp_path_factory.mktemp("contested") / "mlflow.db"
         shutil.copy(empty_store, place)
         yield f"sqlite:///{place}"
+    elif request.param == "team":
+        team = request.getfixturevalue("team")
+        with team.member("ada"):
+            yield team.uri
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
@@ -155,4 +159,4 @@ def test_what_a_killed_process_left_is_finished_at_once_by_the_next(contested, p
     assert time.monotonic() - started < 8  # the process is known to be dead, so it is not waited for
     assert aliases(contested) == ("2", "1")
     assert audit.audit(contested.server, contested.name)[1] == []
-    assert history.read(contested.server, contested.name).last.content["user"].startswith(("bob", "anna"))
+    assert history.read(contested.server, contested.name).last.content["user"].startswith(("bob", "anna", "ada"))
