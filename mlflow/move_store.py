@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Row = tuple[Any, ...]
 
 REVISIONS = "alembic_version"
+NO_PLACES = (history.SOURCE, "runs:/", "models:/")  # an entry of a history has no artefacts; the others name a run's
 ROWS_PER_INSERT = 1000
 LOCATIONS = {
     "experiments": "artifact_location",
@@ -100,14 +101,12 @@ def check_source(source: sa.Connection, target: sa.MetaData, head: str) -> None:
 
 
 def check_places(connection: sa.Connection, tables: dict[str, sa.Table], rewriting: Rewriting) -> None:
-    """Raises ValueError for artefacts that lie elsewhere than in the folder that moves. An entry of a history is a
-    version without any.
-    """
+    """Raises ValueError for artefacts that lie elsewhere than in the folder that moves."""
     for name, column in LOCATIONS.items():
         table = tables[name]
         for row in rows(connection, table):
             place = rewriting.row(table, row)[list(table.columns.keys()).index(column)]
-            if place and place != history.SOURCE and not place.startswith(rewriting.new):
+            if place and not place.startswith((rewriting.new, *NO_PLACES)):
                 raise ValueError(f"{name}: artefacts at {place} lie outside the folder that moves")
 
 

@@ -40,6 +40,8 @@ def full(repository, registered, rules):  # noqa: F811
         promote.move(client, promote.judge(client, NAME, rules))
     promote.rollback(client, NAME, why="draws squares")
     client.set_registered_model_tag(NAME, "event-000001", json.dumps({"at": "2026-11-26", "who": "Zoë"}))
+    client.create_registered_model("by hand")
+    client.create_model_version("by hand", f"runs:/{run.run_id}/grids", run.run_id)
     source = mlflow.data.http_dataset_source.HTTPDatasetSource("http://a/b")
     corpus = mlflow.data.meta_dataset.MetaDataset(source, DATASET)
     client.log_inputs(run.run_id, [mlflow.entities.DatasetInput(corpus._to_mlflow_entity())])
@@ -113,10 +115,16 @@ def test_a_store_moves_with_nothing_lost_and_goes_on(team, full, tmp_path, monke
     weights = "artifacts/pipeline/transformer/diffusion_pytorch_model.safetensors"
     assert storage.digest(model / weights) == storage.digest(next((tmp_path / "gone").rglob(weights)))
 
+    assert client.get_model_version("by hand", "1").run_id == run_id
     assert history.read(client, NAME) == past
     assert audit.audit(client, NAME, files=True) == (past, [])
 
-    new = client.create_run(client.create_experiment("after the move"))  # the sequences go on
+    goes_on(client)
+
+
+def goes_on(client):
+    """The numbers that the database gives out follow those that moved."""
+    new = client.create_run(client.create_experiment("after the move"))
     client.log_metric(new.info.run_id, "loss", 1.0)
     assert int(new.info.experiment_id) > 1
     assert client.create_model_version(NAME, new.info.artifact_uri, new.info.run_id).version == 3
