@@ -1,13 +1,19 @@
 """A backup holds all of the team's store, and a store that is lost comes back from it, by the runbook's commands."""
 
 import dataclasses
+import json
 import shutil
+import subprocess
+import sys
+import threading
 from unittest import mock
 
 import pytest
 
 from sana_sprint import storage
-from tests.registry.conftest import NAME, evaluation, registered, repository  # noqa: F401  two are fixtures
+from sana_sprint.registry import history, measured, promote, store, versions
+from tests.registry.conftest import NAME, Model, evaluation, registered, repository, rules  # noqa: F401  fixtures
+from tests.registry.test_promote import promoted
 from tests.team import parts
 from tests.team.runbook import commands
 from tests.team.test_move import download
@@ -91,12 +97,60 @@ def fetch(team, version, folder):
         client.get_registered_model(NAME)
 
 
-def test_what_is_damaged_or_in_use_is_not_restored(team, backup):
+class Busy(threading.Thread):
+    """Ada, who logs runs and registers versions until she is told to stop."""
+
+    def __init__(self, team, place):
+        super().__init__()
+        self.stop, self.made = threading.Event(), []
+        place.mkdir()
+        self.model = Model(store.client(team.uri), f"busy-{place.parent.name}", place)
+
+    def run(self):
+        while not self.stop.is_set():
+            self.made.append(self.model.add())
+
+
+@pytest.fixture
+def busy_backup(team, tmp_path):
+    """A backup during which ada logged and registered, and who she was."""
+    with team.member("ada"):
+        ada = Busy(team, tmp_path / "versions")
+        ada.start()
+        try:
+            while not ada.made:
+                assert ada.is_alive()
+                ada.join(0.1)
+            runbook(team, "Back up", tmp_path / "a busy backup")
+        finally:
+            ada.stop.set()
+            ada.join()
+    return tmp_path / "a busy backup", ada
+
+
+def test_of_what_was_registered_while_the_backup_ran_every_version_in_it_is_whole(team, busy_backup):
+    backup, ada = busy_backup
+    names = ("busy", "busy_auth")
+    targets = [team.postgres.make_database(name) for name in names]
+    shutil.move(team.buckets / parts.BUCKET / "mlflow", backup.parent / "lost")
+    variables = dict(zip(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_DATABASE_URI"), targets, strict=True))
+    runbook(team, "Restore", backup, **variables)
+    query = "select artifact_uri, t.value from model_versions v join model_version_tags t using (name, version) "
+    query += "join runs r on r.run_uuid = v.run_id where v.name = %s and t.key = %s"
+    rows = team.postgres.rows(query, "busy", (ada.model.name, measured.FILES))
+    assert 1 <= len(rows) < len(ada.made)  # she was at work before it began and after
+    for place, digest in rows:
+        folder = team.buckets / place.removeprefix("s3://") / "model"
+        assert storage.digest(folder / versions.PIPELINE) == digest
+    refuses_what_is_damaged_or_in_use(team, backup)
+
+
+def refuses_what_is_damaged_or_in_use(team, backup):
     told = runbook(team, "Restore", backup, code=2)
     assert "is not empty; make a new database for it" in told
     told = runbook(team, "Restore", backup, code=2, MLFLOW_DEFAULT_ARTIFACT_ROOT="s3://elsewhere/mlflow")
     assert "the backup's artefacts belong at s3://sana-sprint/mlflow" in told
-    file = next(path for path in (backup / "artifacts").rglob("*.safetensors"))
+    file = next(path for path in (backup / "artifacts").rglob("weights.txt"))
     file.write_bytes(b"x" + file.read_bytes()[1:])
     assert f"{backup} is damaged" in runbook(team, "Restore", backup, code=2)
     assert "is there already" in runbook(team, "Back up", backup, code=2)
@@ -107,3 +161,27 @@ def test_a_backup_that_fails_leaves_nothing_that_looks_like_one(team, tmp_path):
     place = tmp_path / "none"
     runbook(team, "Back up", place, code=1, MLFLOW_DEFAULT_ARTIFACT_ROOT=f"s3://{parts.BUCKET}/none")
     assert not place.exists()
+
+
+def test_a_sqlite_store_that_is_lost_comes_back_with_history_and_weights(repository, rules, tmp_path):  # noqa: F811
+    """By the runbook's lines, in the repository."""
+    save, back = commands("Back up and restore a sqlite store")
+    place = repository / store.FOLDER / "artifacts"
+    (place / "versions").mkdir(parents=True)
+    model = Model(store.client(store.tracking_uri(repository)), NAME, place / "versions")
+    for _ in range(2):
+        model.add()
+        promoted(model, rules)
+    promote.rollback(model.server, NAME)
+    digests = [entry.digest for entry in history.read(model.server, NAME).entries]
+    files = storage.digest(place)
+    subprocess.run(["bash", "-euc", save], cwd=repository, env=parts.plain_environment(), check=True)
+    model.add()  # what comes later is not part of it
+    shutil.move(repository / store.FOLDER, tmp_path / "lost")
+    subprocess.run(["bash", "-euc", back], cwd=repository, env=parts.plain_environment(), check=True)
+    assert storage.digest(place) == files
+    words = [sys.executable, "-m", "sana_sprint.cli", "audit", NAME, "--files", "--json"]  # which opens it anew
+    environment = parts.plain_environment() | {"PYTHONPATH": str(parts.ROOT / "src")}
+    told = subprocess.run(words, cwd=repository, env=environment, check=True, capture_output=True, text=True).stdout
+    (audited,) = json.loads(told)
+    assert (audited["whole"], audited["entries"], audited["digest"]) == (True, 3, digests[-1])
