@@ -88,6 +88,9 @@ def promote(
     if reevaluate:
         _reevaluate(client, model, version)
     verdict = promotion.judge(client, model, rules, version, look=dry_run)
+    if verdict.champion_fault:
+        gone = f"the champion, version {verdict.before}: its files are gone ({verdict.champion_fault})"
+        typer.echo(f"warning: {model}: {gone}, so no rollback can put it back", err=True)
     if not as_json:
         rows = [gate.row() for gate in verdict.gates]
         console.table(f"{model} version {verdict.version}", ["gate", "value", "bound", "verdict"], rows)

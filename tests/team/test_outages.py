@@ -1,4 +1,5 @@
-"""Server, PostgreSQL and object store die while a stage logs: it goes on, says so, and every point arrives once."""
+"""Server, PostgreSQL and object store die while a stage logs: it goes on, says so, and every point arrives once; and
+files that are gone from the store are told by version."""
 
 import json
 import re
@@ -6,14 +7,19 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from tests.registry.conftest import NAME, SIZE, evaluation, repository  # noqa: F401  one is a fixture
+from sana_sprint.registry import store
+from tests.registry.conftest import NAME, SIZE, Model, evaluation, repository, rules  # noqa: F401  two are fixtures
+from tests.registry.test_promote import promoted
 from tests.team import parts
+from tests.test_cli import call, refused
 
 pytestmark = pytest.mark.e2e
-DOWN_S = 8.0
+DOWN_S = 30.0  # for which the server is away; the others are as soon as the stage has noticed it
 STALL_S = 2.0
 STAGE = """
 import sys, time
@@ -87,24 +93,51 @@ def expected(steps):
     return {(key, step): 1 for key in ("loss", "rate") for step in range(steps)}
 
 
+@dataclass
+class Survived:
+    """What stages said that had their parts die under them, how far they came, and where they ran."""
+
+    log: str
+    steps: int
+    root: Path
+    left: str
+    left_steps: int
+    left_root: Path
+    following: str
+
+
 @pytest.fixture(scope="module")
 def survived(team, tmp_path_factory):
-    """The log of a stage under which each part died once, and the number of its steps."""
-    stage = Stage(team, make_repository(tmp_path_factory.mktemp("outages") / "one"), "stage.py", "outages")
+    """A stage under which each part dies once. While the server is away another one, which may wait for 2 s alone,
+    ends, and the one after it begins."""
+    place = tmp_path_factory.mktemp("outages")
+    one, two = make_repository(place / "one"), make_repository(place / "two")
+    stages = [Stage(team, one, "stage.py", "outages")]
     try:
-        stage.says("step 20")
-        for number, part in enumerate((team.s3, team.postgres, team.server), start=1):
-            with part.down(DOWN_S):
-                stage.says("does not take records", number)
-            stage.says("takes records again", number)
-        return stage.end(), stage.steps(), stage.root
+        stages[0].says("step 20")
+        for number, part in enumerate((team.s3, team.postgres), start=1):
+            with part.down(0):
+                stages[0].says("does not take records", number)
+            stages[0].says("takes records again", number)
+        stages.append(Stage(team, two, "stage.py", "left alone", SANA_SPRINT_TRACKING_WAIT_S="2"))
+        stages[1].says("step 10")
+        with team.server.down(DOWN_S):
+            left = stages[1].end()
+            stages.append(Stage(team, two, "stage.py", "the next"))
+            stages[2].says("does not answer")
+            stages[0].says("does not take records", 3)
+        stages[2].says("step 3")
+        following = stages[2].end()
+        stages[0].says("takes records again", 3)
+        yield Survived(stages[0].end(), stages[0].steps(), one, left, stages[1].steps(), two, following)
     finally:
-        stage.process.kill()
+        for stage in stages:
+            stage.process.kill()
 
 
 def test_every_point_arrives_exactly_once(team, survived):
     found, status = points(team, "outages")
-    assert found == expected(survived[1])
+    assert found == expected(survived.steps)
     assert status == {"FINISHED"}
 
 
@@ -115,41 +148,32 @@ def test_every_picture_arrives(team, survived):
     )[0]
     names = [path.name for path in (team.buckets / place.removeprefix("s3://") / "images").glob("*.png")]
     steps = {int(re.search(r"step\W(\d+)", name)[1]) for name in names}
-    assert steps == set(range(0, survived[1], 50))
+    assert steps == set(range(0, survived.steps, 50))
 
 
 def test_each_outage_is_told_once_and_so_is_its_end(survived):
-    log = survived[0]
+    log = survived.log
     assert len(re.findall("does not take records", log)) == 3
     assert len(re.findall("takes records again: [0-9]+ sent", log)) == 3
     assert "Traceback" not in log
 
 
 def test_the_stage_does_not_wait_for_any_of_them(survived):
-    assert float(re.search(r"longest ([\d.]+)", survived[0])[1]) < STALL_S
+    assert float(re.search(r"longest ([\d.]+)", survived.log)[1]) < STALL_S
 
 
 def test_nothing_is_left_behind(survived):
-    assert list((survived[2] / "data/mlflow/unsent").iterdir()) == []
+    assert list((survived.root / "data/mlflow/unsent").iterdir()) == []
 
 
-def test_a_stage_whose_server_stays_away_ends_well_and_the_next_one_waits_and_sends_what_it_left(team, tmp_path):
-    root = make_repository(tmp_path / "two")
-    first = Stage(team, root, "stage.py", "left alone", SANA_SPRINT_TRACKING_WAIT_S="2")
-    first.says("step 10")
-    with team.server.down(0):
-        told = first.end()
-        assert re.search(r"warning: \d+ records of this run are not in http://127.0.0.1:\d+ \(", told)
-        assert f"they lie in {root}/data/mlflow/unsent/" in told
-        assert "`sana-sprint send`" in told
-        second = Stage(team, root, "stage.py", "the next")
-        second.says("does not answer")
-    second.says("step 3")
-    told = second.end()
-    assert "waiting for it, 120 s at most (SANA_SPRINT_TRACKING_WAIT_S)" in told
-    assert re.search(r"\d+ records of an earlier run, \w+, are in http://127.0.0.1:\d+ now", told)
+def test_a_stage_whose_server_stays_away_ends_well_and_the_next_one_waits_and_sends_what_it_left(team, survived):
+    assert re.search(r"warning: \d+ records of this run are not in http://127.0.0.1:\d+ \(", survived.left)
+    assert f"they lie in {survived.left_root}/data/mlflow/unsent/" in survived.left
+    assert "`sana-sprint send`" in survived.left
+    assert "waiting for it, 120 s at most (SANA_SPRINT_TRACKING_WAIT_S)" in survived.following
+    assert re.search(r"\d+ records of an earlier run, \w+, are in http://127.0.0.1:\d+ now", survived.following)
     found, status = points(team, "left alone")
-    assert found == expected(first.steps())
+    assert found == expected(survived.left_steps)
     assert status == {"FINISHED"}
     (at_end,) = team.postgres.rows("select end_time - start_time from runs where name = 'left alone'")[0]
     assert at_end < 60_000  # when it ended, not when that became known
@@ -171,3 +195,23 @@ def test_registration_waits_for_an_object_store_that_is_away(team, repository, s
     (place,) = team.postgres.rows(query, parameters=(NAME,))[-1]
     folder = team.buckets / place.removeprefix("s3://") / "artifacts/pipeline"
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").stat().st_size > 0
+
+
+def test_files_of_a_champion_that_are_gone_from_the_store_are_told_by_version(team, repository, rules, tmp_path):  # noqa: F811
+    (tmp_path / "versions").mkdir()
+    with team.member("ada"):
+        model = Model(store.client(team.uri), "lost-files", tmp_path / "versions")
+        for _ in range(2):
+            promoted(model, rules, model.add())
+        model.add()
+        query = "select artifact_uri from model_versions join runs on run_uuid = run_id "
+        for (place,) in team.postgres.rows(query + "where model_versions.name = 'lost-files' and version < 3"):
+            shutil.rmtree(team.buckets / place.removeprefix("s3://"))
+        gone = r"its files are gone \(runs:/\w+/model/artifacts/pipeline: no model_index.json there\)"
+        assert re.search(f"version 2: {gone}", refused("generate", "a", "--model", "models:/lost-files@champion"))
+        assert re.search(f"version 1 cannot be put back, {gone}", refused("rollback", "lost-files"))
+        told = refused("audit", "lost-files", code=3)
+        assert re.search(r"names version 2, whose files are gone \(runs:/", told)
+        told = call("promote", "lost-files")
+        assert re.search(f"warning: lost-files: the champion, version 2: {gone}, so no rollback can put it back", told)
+        assert "lost-files: champion is now version 3 (was 2)" in told

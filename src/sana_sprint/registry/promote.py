@@ -23,7 +23,8 @@ HELD = "every gate of the policy holds"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gates say of a version, and the history that they were held against: `before` is the champion there."""
+    """What the gates say of a version, and the history that they were held against: `before` is the champion there, and
+    `champion_fault` says why its files cannot be used, where they cannot."""
 
     name: str
     version: str
@@ -31,6 +32,7 @@ class Verdict:
     gates: list[Gate]
     weights: dict[str, str]
     chain: Chain
+    champion_fault: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -45,6 +47,7 @@ class Verdict:
     def public(self) -> dict[str, Any]:
         """Returns it as JSON types."""
         told = {"name": self.name, "version": self.version, "champion_before": self.before, "holds": self.holds}
+        told |= {"champion_fault": self.champion_fault}
         return told | {"gates": [gate.public() for gate in self.gates]}
 
 
@@ -56,7 +59,8 @@ def judge(server: MlflowClient, name: str, rules: Policy, number: str | None = N
     before = chain.aliases.get(CHAMPION)
     champion = versions.find(server, name, before) if before else None
     found = gates.gates(version, champion, rules, versions.fault(server, version))
-    return Verdict(name, str(version.version), before, found, moves.weights(version, champion), chain)
+    gone = versions.fault(server, champion) if champion else None
+    return Verdict(name, str(version.version), before, found, moves.weights(version, champion), chain, gone)
 
 
 def move(server: MlflowClient, verdict: Verdict, why: str = HELD, force: bool = False) -> Entry | None:
