@@ -127,7 +127,8 @@ def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_f
         scores.write_text(text)
         for key, value in digests.score_tags({}, scores).items():
             model.tag(number, key, value)
-        assert transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)["new"] == (text == "first")
+        told = transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
+        assert told["new"] == (text == "first")
         there = other.get_model_version(model.name, "1")
         folder = versions.fetched(other, there, scores=True)
         assert (folder / "evaluation/small.json").read_text() == text
