@@ -20,6 +20,13 @@ def call(*words, code=0):
     return answer.output
 
 
+def parsed(*words, code=0):
+    """Returns the JSON that a command printed on stdout, and nothing beside it."""
+    answer = CliRunner().invoke(cli.app, [*words, "--json"])
+    assert answer.exit_code == code, answer.output
+    return json.loads(answer.stdout)
+
+
 def refused(*words, code=1):
     """Returns the last line of a command that cannot do what it is told, or of a check that refuses."""
     last = call(*words, code=code).strip().splitlines()[-1]
@@ -34,6 +41,8 @@ def test_generate_draws_with_the_newest_student_and_names_the_file(repository, s
     told = call("generate", "Two red circles!", "--steps", "1", "--seed", "3")
     assert told.startswith("two-red-circles-1-steps-seed-3.png: 64 x 64 px, 1 steps, seed 3, by data/models")
     assert Image.open(repository / "two-red-circles-1-steps-seed-3.png").size == (64, 64)
+    told = parsed("generate", "a red circle", "--out", "one.png", "--model", str(student))
+    assert told == {"file": "one.png", "width_px": 64, "height_px": 64, "steps": 4, "seed": 0, "model": str(student)}
 
 
 def test_generate_prefers_the_champion_and_takes_a_file_name(registered, repository):
@@ -42,6 +51,11 @@ def test_generate_prefers_the_champion_and_takes_a_file_name(registered, reposit
     told = call("generate", "a red circle", "--out", "out/one.png", "--guidance", "2.0")
     assert f"by models:/{NAME}@champion" in told
     assert Image.open(repository / "out/one.png").format == "PNG"
+
+
+def test_a_folder_of_ones_own_needs_no_server(repository, sprint_folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert f"by {sprint_folder}" in call("generate", "a red circle", "--steps", "1", "--model", str(sprint_folder))
 
 
 def test_generate_refuses_by_name(repository, sprint_folder):
@@ -54,11 +68,21 @@ def test_generate_refuses_by_name(repository, sprint_folder):
 def test_use_switches_the_profile_and_keeps_comments(repository):
     (repository / "profiles/mine.yaml").write_text((repository / "profiles/demo.yaml").read_text())
     assert "profile: mine" in call("use", "mine")
+    assert parsed("use", "mine") == {"profile": "mine", "source": None}  # a profile of scenes draws its own
     assert (repository / "params.yaml").read_text() == "# the profile in use\nprofile: mine\n"
     line = refused("use", "minee")
     assert "no profile 'minee'; there are: " in line
     assert "demo, " in line
     assert config.profile() == "mine"
+
+
+def test_recover_names_what_it_puts_right(repository):
+    assert (call("recover"), parsed("recover")) == ("", {"put_right": []})
+    (repository / ".dvc/tmp").mkdir(parents=True)
+    (repository / ".dvc/tmp/rwlock").write_text("{")
+    assert parsed("recover") == {"put_right": [".dvc/tmp/rwlock: was cut, removed"]}
+    (repository / ".dvc/tmp/rwlock").write_text("{")
+    assert call("recover") == ".dvc/tmp/rwlock: was cut, removed\n"
 
 
 def test_outside_a_repository_is_one_line(tmp_path, monkeypatch):
@@ -90,10 +114,23 @@ def test_summary_tells_places_scores_versions_and_next_commands(finished):
     ]
 
 
+def test_summary_as_json_names_the_same(finished):
+    told = parsed("summary")
+    assert (told["profile"], told["report"]) == ("demo", str(finished / "data/reports/index.html"))
+    assert told["registered"] == [{"name": NAME, "version": 1, "alias": "challenger"}]
+    assert [(one["network"], one["steps"], one["value"], one["se"]) for one in told["scores"]] == [
+        ("teacher", "20", 0.7, 0.02),
+        ("student", "1", 0.3, 0.02),
+        ("student", "2", 0.4, 0.02),
+        ("student", "4", 0.5, 0.02),
+    ]
+
+
 def test_summary_asks_for_a_caption_of_the_profiles_own_data(finished):
     from pyarrow import Table, parquet
 
-    call("use", "digits")
+    told = parsed("use", "digits")
+    assert told == {"profile": "digits", "source": {"folder": "data/source/digits", "told": "written"}}
     (finished / "data/raw").mkdir(parents=True)
     parquet.write_table(Table.from_pydict({"caption": ['the digit "seven"']}), finished / "data/raw/manifest.parquet")
     assert """generate "the digit 'seven'" --steps 1""" in call("summary")

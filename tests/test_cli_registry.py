@@ -4,21 +4,12 @@ one line when they cannot. What holds for all commands is in tests/test_cli_faul
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from sana_sprint import cli
 from sana_sprint.registry import history, moves, versions
 from tests.registry.conftest import NAME, SIZE, Model, evaluation, registered, repository, server
-from tests.test_cli import call, refused
+from tests.test_cli import call, parsed, refused
 
 __all__ = ["registered", "repository", "server"]
-
-
-def parsed(*words, code=0):
-    """Returns the JSON that a command printed on stdout, and nothing beside it."""
-    answer = CliRunner().invoke(cli.app, [*words, "--json"])
-    assert answer.exit_code == code, answer.output
-    return json.loads(answer.stdout)
 
 
 @pytest.fixture

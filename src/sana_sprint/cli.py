@@ -8,13 +8,13 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sana_sprint import cli_deliver, cli_lineage, cli_registry, cli_scores, config, console, recovery, storage
 from sana_sprint.cli_registry import Size
-from sana_sprint.console import with_example
+from sana_sprint.console import Json, with_example
 from sana_sprint.registry import lineage
 
 app = console.app
@@ -39,24 +39,36 @@ def generate(
     size: Size = None,
     model: Annotated[str | None, typer.Option(help="A pipeline folder or models:/name@alias.")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG to write; default: named after the prompt.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Draw a picture with the champion, or with the newest student when there is no champion."""
     if not prompt.strip():
         raise ValueError("the prompt is empty: say what to draw")
     from sana_sprint.registry import draw
 
-    server = cli_registry.server()
-    names = [] if model else cli_registry.names(server)
-    folder, called = draw.folder_of(model or draw.champion(server, names, size), size)
+    folder, called = draw.folder_of(model or _champion(size), size)
     picture = draw.picture(folder, prompt, steps, seed, guidance)
     target = out or Path(file_name(prompt, steps, seed))
     with storage.whole_file(target) as unfinished:
         picture.save(unfinished, format="PNG")
-    typer.echo(f"{target}: {picture.width} x {picture.height} px, {steps} steps, seed {seed}, by {called}")
+    drawn = {"file": str(target), "width_px": picture.width, "height_px": picture.height}
+    drawn |= {"steps": steps, "seed": seed, "model": called}
+    line = f"{target}: {picture.width} x {picture.height} px, {steps} steps, seed {seed}, by {called}"
+    console.tell(drawn, line, as_json)
+
+
+def _champion(size: str | None) -> str | None:
+    """Returns the address of the champion to draw with, None where there is none."""
+    from sana_sprint.registry import draw
+
+    server = cli_registry.server()
+    return draw.champion(server, cli_registry.names(server), size)
 
 
 @with_example("sana-sprint use digits")
-def use(profile: Annotated[str, typer.Argument(help="A file of profiles/, such as digits.")]) -> None:
+def use(
+    profile: Annotated[str, typer.Argument(help="A file of profiles/, such as digits.")], as_json: Json = False
+) -> None:
     """Switch the profile in params.yaml."""
     root = lineage.repository()
     known = config.known_profiles(root / "profiles")
@@ -70,46 +82,56 @@ def use(profile: Annotated[str, typer.Argument(help="A file of profiles/, such a
         content["profile"] = profile
         with storage.whole_file(root / "params.yaml") as unfinished, unfinished.open("w") as file:
             yaml.dump(content, file)
-    _source(profile, root)
-    typer.echo(f"profile: {profile}; `dvc repro` makes its models")
+    source = _source(profile, root)
+    lines = [f"{source['folder']}: {source['told']}"] if source else []
+    lines.append(f"profile: {profile}; `dvc repro` makes its models")
+    console.tell({"profile": profile, "source": source}, "\n".join(lines), as_json)
 
 
-def _source(profile: str, root: Path) -> None:
-    """Sees to the profile's source folder: the digits are written out, a user's own folder is his to fill."""
+def _source(profile: str, root: Path) -> dict[str, str] | None:
+    """Sees to the profile's source folder: the digits are written out, a user's own folder is his to fill. Returns the
+    folder and what is told of it, None where there is nothing to tell."""
     place = root / "data/source" / profile
     source = config.load(config.Prepare, root).source
     empty = not place.is_dir() or not any(p.name != ".gitkeep" for p in place.iterdir())
     if source.kind == "scenes" or not empty:
-        return
+        return None
+    told = "put your pictures there before `dvc repro`"
     if profile == "digits":
         from sana_sprint.data import digits
 
         digits.write(place)
-        typer.echo(f"{place.relative_to(root)}: written")
-    else:
-        typer.echo(f"{place.relative_to(root)}: put your pictures there before `dvc repro`")
+        told = "written"
+    return {"folder": str(place.relative_to(root)), "told": told}
 
 
 @with_example("sana-sprint recover")
-def recover() -> None:
+def recover(as_json: Json = False) -> None:
     """Put right the files of DVC that a kill has cut; `dvc repro` then goes on."""
-    for line in recovery.recover(lineage.repository()):
-        typer.echo(line)
+    lines = recovery.recover(lineage.repository())
+    console.tell({"put_right": lines}, "\n".join(lines), as_json)
 
 
-@with_example("sana-sprint summary")
-def summary() -> None:
+@with_example("sana-sprint summary", "sana-sprint summary --json")
+def summary(as_json: Json = False) -> None:
     """Tell what `dvc repro` made: places, scores, registered versions, next commands."""
     root = lineage.repository()
     from sana_sprint.registry import store
 
+    scores = _scores(root)
+    versions = [storage.read_json(file) for file in sorted((root / REGISTRATIONS).glob("*.json"))]
+    if as_json:
+        registered = [{key: one[key] for key in ("name", "version", "alias")} for one in versions]
+        places = {"report": str(root / REPORT), "picture_grids": str(root / GRIDS)}
+        places |= {"mlflow_store": store.shown(store.tracking_uri(root))}
+        console.emit({"profile": config.profile(root)} | places | {"scores": scores, "registered": registered})
+        return
     typer.echo(f"\nprofile {config.profile(root)}")
     typer.echo(f"  report         {root / REPORT}")
     typer.echo(f"  picture grids  {root / GRIDS}")
     typer.echo(f"  MLflow store   {store.shown(store.tracking_uri(root))}\n")
     columns = ["size", "network", "steps", "score", "value"]
-    console.table("scores, value ± standard error", columns, _score_rows(root))
-    versions = [storage.read_json(file) for file in sorted((root / REGISTRATIONS).glob("*.json"))]
+    console.table("scores, value ± standard error", columns, _score_rows(scores))
     for one in versions:
         typer.echo(f"registered: {one['name']} version {one['version']}, alias {one['alias']}")
     called = _called()
@@ -119,20 +141,27 @@ def summary() -> None:
     typer.echo(f'  {called} generate "{_prompt(root)}" --steps 1')
 
 
-def _score_rows(root: Path) -> list[list[str]]:
-    from sana_sprint.registry import card
-
-    rows = []
+def _scores(root: Path) -> list[dict[str, Any]]:
+    """Returns the first score of teacher and students at each step count. Raises ValueError when there are none."""
+    found = []
     for file in sorted((root / SCORES).glob("*.json")):
         scores = storage.read_json(file)["scores"]
         shown = [("teacher", steps) for steps in scores.get("teacher", {})]
         shown += [("student", steps) for steps in ("1", "2", "4") if steps in scores["student"]]
         for who, steps in shown:
             key = "overall" if "overall" in scores[who][steps] else "clip_score"
-            rows.append([file.stem, who, steps, key, card.score(scores[who][steps].get(key))])
-    if not rows:
+            one = {"size": file.stem, "network": who, "steps": steps, "score": key}
+            found.append(one | (scores[who][steps].get(key) or {"value": None, "se": None}))
+    if not found:
         raise ValueError(f"{root / SCORES}: no scores there; run `dvc repro` first")
-    return rows
+    return found
+
+
+def _score_rows(scores: list[dict[str, Any]]) -> list[list[str]]:
+    from sana_sprint.registry import card
+
+    columns = ("size", "network", "steps", "score")
+    return [[*(one[key] for key in columns), card.score(one if one["value"] is not None else None)] for one in scores]
 
 
 def _called() -> str:

@@ -22,14 +22,18 @@ def sample(
     steps: Annotated[int, typer.Option(help="Network passes: 1 to 4.")] = 4,
     model: Annotated[str | None, typer.Option(help="A pipeline folder or models:/name@alias.")] = None,
     size: Annotated[str | None, typer.Option(help="Student size, such as small or base.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Draw the pictures of a protocol with a student; what is there already is not drawn again."""
-    from sana_sprint.evaluation import folder_draw
     from sana_sprint.registry import draw
 
     place, called = draw.folder_of(model, size)
+    from sana_sprint.evaluation import folder_draw
+
     drawn, there = folder_draw.run(protocol, place, folder, steps, lineage.repository())
-    typer.echo(f"{folder}: {there} pictures, {drawn} of them drawn now, {steps} steps, by {called}")
+    told = {"folder": str(folder), "pictures": there, "drawn": drawn, "steps": steps, "model": called}
+    line = f"{folder}: {there} pictures, {drawn} of them drawn now, {steps} steps, by {called}"
+    console.tell(told, line, as_json)
 
 
 @with_example("sana-sprint score profiles/protocols/geneval.yaml pictures --out scores")
@@ -39,6 +43,7 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write into; default: one of its own in data/scores.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Score a folder of pictures, made here or elsewhere, under a protocol."""
     from sana_sprint.evaluation import folder_geneval, folder_page, folder_scores
@@ -51,6 +56,9 @@ def score(
         storage.write_text(place / "results.jsonl", folder_geneval.results_lines(looked))
         folder_page.write(place / "index.html", folder.resolve(), found, looked)
     storage.write_json(place / "scores.json", found)
+    if as_json:
+        console.emit({"file": str(place / "scores.json")} | found)
+        return
     parts = [*found["scores"].items(), *found["scores"].get("tasks", {}).items()]
     rows = [[name, f"{part['value']:.4f}", f"{part['se']:.4f}"] for name, part in parts if "value" in part]
     title = f"{folder}: {found['pictures']} pictures, protocol {found['protocol_digest'][:12]}"

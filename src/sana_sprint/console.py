@@ -68,6 +68,14 @@ def emit(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2))
 
 
+def tell(content: Any, line: str, as_json: bool) -> None:
+    """Prints content as JSON, or else the line that says it in words."""
+    if as_json:
+        emit(content)
+    elif line:
+        typer.echo(line)
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Prints a table with its title, as wide as the terminal."""
     from rich.console import Console

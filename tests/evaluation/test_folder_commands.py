@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from sana_sprint import cli
 from sana_sprint.evaluation import folder_scores
 from tests.evaluation.test_folder_scores import protocol_file, root
-from tests.test_cli import refused
+from tests.test_cli import parsed, refused
 
 __all__ = ["root"]
 
@@ -29,9 +29,10 @@ def test_geneval_is_drawn_once_scored_and_shown(root, tmp_path, sprint_folder, m
         "sample", str(protocol), "out", "--steps", "3", "--model", str(sprint_folder)
     )
     assert "out: no such folder; name a folder of pictures" in refused("score", str(protocol), "out")
-    for drawn in (6, 0):
-        lines = told("sample", protocol, "out", "--steps", 2, "--model", sprint_folder)
-        assert lines == [f"out: 6 pictures, {drawn} of them drawn now, 2 steps, by {sprint_folder}"]
+    drawing = ["sample", str(protocol), "out", "--steps", "2", "--model", str(sprint_folder)]
+    assert told(*drawing) == [f"out: 6 pictures, 6 of them drawn now, 2 steps, by {sprint_folder}"]
+    there = {"folder": "out", "pictures": 6, "drawn": 0, "steps": 2, "model": str(sprint_folder)}
+    assert parsed(*drawing) == there
     lines = told("score", protocol, "out")
     place = Path(lines[-1]).parent
     assert place.parent == root / "data/scores"
@@ -51,5 +52,6 @@ def test_geneval_is_drawn_once_scored_and_shown(root, tmp_path, sprint_folder, m
     again = Path(told("score", protocol, "elsewhere/out")[-1])
     assert again.parent != place  # folders of one name do not overwrite each other's scores
     assert json.loads(again.read_text()) == found
-    assert told("score", protocol, "out", "--out", tmp_path / "own")[-1] == str(tmp_path / "own/scores.json")
+    answer = parsed("score", str(protocol), "out", "--out", str(tmp_path / "own"))
+    assert answer == {"file": str(tmp_path / "own/scores.json")} | found
     assert (tmp_path / "own/scores.json").read_bytes() == again.read_bytes()

@@ -33,8 +33,7 @@ from tests.registry.conftest import ROOT, SIZE, evaluation
 from tests.registry.test_ancestry import git
 from tests.registry.test_serve import ask, served
 from tests.team import leaks, parts
-from tests.test_cli import call, refused
-from tests.test_cli_registry import parsed
+from tests.test_cli import call, parsed, refused
 
 pytestmark = pytest.mark.e2e
 
