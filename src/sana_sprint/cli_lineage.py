@@ -70,7 +70,7 @@ def lineage(
     if as_json:
         console.emit(told)
     else:
-        console.tree(told.pop("version"), told)
+        console.tree(told.pop("version"), ancestry.in_words(told))
 
 
 @with_example("sana-sprint uses data/raw", "sana-sprint uses c07c295ead54f32afbc3d796f94a0ea6.dir --json")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 REFUSED = 3
 CODES = f"Exit codes: 0 done, 1 error (one line on stderr), 2 no such option or argument, {REFUSED} a check refuses."
 KEYS = "the artefact store is reached by MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+LINE_MAX = 300  # characters of a value in a tree
+FILE_WIDTH = 1000  # of a tree that goes to a file, which no line of it reaches: there one searches in lines
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON on stdout and nothing else.")]
 HELP = "From a text-to-image teacher to a registered student of 1 to 4 steps: draw, score, promote."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
@@ -90,18 +92,20 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def tree(title: str, content: dict[str, Any]) -> None:
-    """Prints nested content as a tree."""
+    """Prints nested content as a tree; a value of more than LINE_MAX characters is cut."""
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
     def grow(branch: Tree, part: dict[str, Any]) -> None:
         for key, value in part.items():
+            name = key.replace("_", " ") if key.isidentifier() else key  # not of params and paths
             if isinstance(value, dict):
-                grow(branch.add(Text(key.replace("_", " "))), value)
+                grow(branch.add(Text(name)), value)
             else:
-                branch.add(Text(f"{key.replace('_', ' ')}: {value}"))
+                text = str(value)
+                branch.add(Text(f"{name}: {text if len(text) <= LINE_MAX else text[:LINE_MAX] + ' ...'}"))
 
     top = Tree(Text(title))
     grow(top, content)
-    Console(soft_wrap=True).print(top)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(top)

@@ -1,15 +1,16 @@
 """Lineage both ways, on a real git repository with DVC: from a version to code and data, and from data to versions."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
 from dvc.repo import Repo
 
 from sana_sprint import config
-from sana_sprint.registry import ancestry, origin, register, store, track, versions
+from sana_sprint.registry import ancestry, lineage, origin, register, store, track, versions
 from tests.registry.conftest import NAME, evaluation
-from tests.test_cli import call, refused
+from tests.test_cli import call, parsed, refused
 
 PIPELINE = """
 stages:
@@ -83,6 +84,65 @@ def test_data_lead_to_the_versions_and_runs_made_from_them_and_versions_back_to_
     assert told["data"]["outputs"] == digests[0]
     assert told["made_on"]["packages"]["torch"].startswith("2.")
     assert digests[0]["data/raw"] in call("lineage", f"models:/{NAME}/1")
+
+
+def test_a_version_leads_to_the_runs_of_its_stages_with_the_parameters_and_the_machine_of_each(history):
+    root, _, _ = history
+    sections = config.read(root / "profiles/demo.yaml")
+    with track.stage("teacher", teacher=config.load(config.Teacher)) as teacher:
+        pass
+    with track.stage("distill", "small", distill=config.load(config.Distill)) as distill:
+        pass
+    server = store.client(store.tracking_uri())
+    elsewhere = origin.machine() | {"cpu": "another CPU", "packages": {"torch": "1.0"}}
+    server.set_tag(teacher.run_id, origin.MADE_ON, json.dumps(elsewhere))  # as if its cache came from there
+    tags = lineage.run_ids(server, distill.run_id, "small", sections) | {"run_parent": distill.parent_id}
+    for key, value in tags.items():
+        server.set_model_version_tag(NAME, "1", key, value)
+
+    runs = parsed("lineage", f"models:/{NAME}/1")["runs"]
+    assert {stage: one["run"] for stage, one in runs.items()} == {
+        "teacher": teacher.run_id,
+        "distill": distill.run_id,
+        "parent": distill.parent_id,
+    }
+    assert [runs[stage]["parent"] for stage in ("teacher", "distill")] == [distill.parent_id] * 2
+    assert "parent" not in runs["parent"]
+    iterations = runs["distill"]["params"]["distill.iterations"]
+    assert iterations == sections["distill"]["iterations"]
+    assert runs["distill"]["made_on"] == origin.machine()
+    assert runs["teacher"]["made_on"] == elsewhere
+
+    lines = call("lineage", f"models:/{NAME}/1").splitlines()
+    assert lines[0] == f"{NAME} version 1"
+    top = [line[4:].partition(":")[0] for line in lines if line.startswith(("├── ", "└── "))]
+    told = ["made", "weights sha256", "sampling sha256", "protocol sha256", "code", "data", "parameters", "runs"]
+    assert top == [*told, "made on", "requirements lock sha256"]
+    of_stages = {stage: lines.index(f"│   {mark}── {stage}") for stage, mark in zip(runs, "├├└", strict=True)}
+    assert list(of_stages) == ["distill", "parent", "teacher"]
+    of_distill = lines[of_stages["distill"] : of_stages["parent"]]
+    assert f"│   │   │   ├── distill.iterations: {iterations}" in of_distill
+    (made_on,) = [line for line in lines[of_stages["teacher"] :] if line.startswith("│       └── made on: ")]
+    assert made_on.startswith(f"│       └── made on: another CPU, {elsewhere['cores']} cores, ")
+    assert made_on.endswith(", torch 1.0")
+
+
+def test_a_checkout_fetches_from_the_remote_what_the_cache_has_lost(history, tmp_path):
+    root, _, _ = history
+    with Repo(str(root)) as repo, repo.config.edit("local") as settings:  # git knows nothing of this file
+        settings["core"] = {"remote": "team"}
+        settings["remote"] = {"team": {"url": str(tmp_path / "remote")}}
+    with Repo(str(root)) as repo:
+        repo.push(all_commits=True)
+    shutil.rmtree(root / ".dvc/cache")
+    assert parsed("lineage", f"models:/{NAME}/1", "--checkout")["checked_out"] == git(root, "rev-parse", "HEAD")
+    assert (root / "data/models/student/small/weights.txt").read_text() == "first"
+    with Repo(str(root)) as repo:
+        assert repo.status() == {}
+    shutil.rmtree(root / ".dvc/cache")
+    shutil.rmtree(tmp_path / "remote")
+    told = refused("lineage", f"models:/{NAME}/2", "--checkout")
+    assert "data are neither in DVC's cache nor its remote" in told
 
 
 def test_a_checkout_restores_commit_and_data_and_dvc_finds_nothing_to_do(history):

@@ -6,7 +6,7 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint.registry import origin
+from sana_sprint.registry import lineage, origin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,8 @@ def read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
 
 
 def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
-    """Returns where a version comes from: code, data, parameters' profile, runs of its stages, machine, digests."""
+    """Returns where a version comes from: code, data, the profile, the runs of its stages with the parameters and the
+    machine of each, the machine that registered it, digests."""
     tags = version.tags
     runs = {key.removeprefix(RUN_TAG): value for key, value in tags.items() if key.startswith(RUN_TAG)}
     return {
@@ -53,7 +54,8 @@ def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
 
 
 def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
-    """Returns a run's name, status, times and number of parameters; only its id where the server has it no more."""
+    """Returns a run's name, status, seconds, parent, parameters by name, and machine; only its id where the server has
+    it no more."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -62,7 +64,19 @@ def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
         return {"run": run_id, "status": "gone"}
     took_s = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
     told = {"run": run_id, "name": run.info.run_name, "status": run.info.status, "took_s": took_s}
-    return told | {"params": len(run.data.params)}
+    parent = run.data.tags.get("mlflow.parentRunId")
+    told |= {"parent": parent} if parent else {}  # the run of a command has none
+    params = {key: lineage.parsed(text) for key, text in sorted(run.data.params.items())}
+    return told | {"params": params, "made_on": read(run.data.tags, origin.MADE_ON)}
+
+
+def in_words(told: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `of_version` tells with each machine in one line, for a tree that one reads."""
+    runs = {
+        stage: one | ({"made_on": origin.machine_told(one["made_on"])} if "made_on" in one else {})
+        for stage, one in told["runs"].items()
+    }
+    return told | {"runs": runs, "made_on": origin.machine_told(told["made_on"])}
 
 
 def uses(server: MlflowClient, digest: str) -> dict[str, list[dict[str, Any]]]:

@@ -166,13 +166,14 @@ def _same(logged: Mapping[str, str], stage: str, sections: Mapping[str, Any]) ->
     """Tells whether the params of section `stage` that a run logged are the present ones."""
     now = texts({stage: sections.get(stage, {})})
     return all(
-        key in now and _value(now[key]) == _value(value)  # 1 and 1.0 are one param
+        key in now and parsed(now[key]) == parsed(value)  # 1 and 1.0 are one param
         for key, value in logged.items()
         if key.startswith(f"{stage}.")
     )
 
 
-def _value(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """Returns the value of a param from the text that `texts` made of it."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MADE_FROM = "made_from"  # the tag of runs and versions: {path: digest} of the data above them, as JSON
-MADE_ON = "made_on"  # the tag of versions: `machine`, as JSON
+MADE_ON = "made_on"  # the tag of runs and versions: `machine`, as JSON
 SIZE = "${item.size}"  # what stands in dvc.yaml for the size of a student
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "ray", "mlflow", "dvc", "numpy")
 
@@ -99,6 +99,15 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": dict(installed()),
     }
+
+
+def machine_told(machine: Mapping[str, Any]) -> str:
+    """Returns a `machine` in one line."""
+    if not machine:
+        return "not recorded"
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}"
+    return f"{place}; Python {machine['python']}, {packages}"
 
 
 def installed() -> Iterator[tuple[str, str]]:

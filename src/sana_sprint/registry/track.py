@@ -152,6 +152,7 @@ def _open(name: str, size: str | None, sections: Mapping[str, Any]) -> Run:
         parent_id = _parent(server, experiment_id, tags)
         tags |= {"kind": "stage", "stage": name, "size": size or "", "process": lineage.process()}
         tags |= {"mlflow.parentRunId": parent_id, origin.MADE_FROM: json.dumps(origin.made_from(root, name, size))}
+        tags |= {origin.MADE_ON: json.dumps(origin.machine())}
         tags |= {dashboard.NOTE: dashboard.STAGES[name]} if name in dashboard.STAGES else {}
         run = server.create_run(experiment_id, run_name=dashboard.run_name(name, size), tags=tags)
         _params(server, run.info.run_id, sections)
