@@ -66,7 +66,14 @@ def test_force_needs_a_reason_and_the_history_keeps_it(model):
     (entry,) = parsed("history")[0]["entries"]
     assert (entry["forced"], entry["why"]) == (True, "judge was broken")
     assert [gate["name"] for gate in entry["gates"] if not gate["holds"]] == ["overall at 1 step"]
-    assert "by force: judge was broken" in call("history")
+    (row,) = [line.split("│")[1:-1] for line in call("history").splitlines() if "by force" in line]
+    held = len(entry["gates"]) - 1
+    assert [cell.strip() for cell in row[6:]] == [f"{held} hold, 1 fails", "by force: judge was broken"]
+    assert held > 3
+    call("promote", "--force", "--reason", "again", "--version", model.add())
+    call("rollback")
+    *_, last = [line.split("│")[1:-1] for line in call("history").splitlines() if "rollback" in line]
+    assert last[6].strip() == ""  # no gates were asked
 
 
 def test_each_command_prints_one_json(model):

@@ -3,6 +3,7 @@ model that is meant."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,7 +184,10 @@ def _entries(chain: Chain) -> list[dict[str, Any]]:
 
 def _history(model: str, champion: str | None, chain: Chain) -> None:
     """Prints the history of a model; of the events of before there were entries, what is known of them."""
-    rows = [["-", e["at"], e["action"], e["before"] or "none", e["version"], e["user"], ""] for e in chain.earlier]
+    rows = [
+        ["-", _instant(e["at"]), e["action"], e["before"] or "none", e["version"], e["user"], "", ""]
+        for e in chain.earlier
+    ]
     for entry in chain.entries:
         said = entry.public()
         why = said.get("why", "")
@@ -193,10 +197,24 @@ def _history(model: str, champion: str | None, chain: Chain) -> None:
             why = "void: another entry came first"
         elif said.get("forced"):
             why = f"by force: {why}"
-        words = [said.get(key) or "none" for key in ("at", "action", "from", "to", "user")]
-        rows.append([str(entry.number), *words, why])
+        words = [said.get(key) or "none" for key in ("action", "from", "to", "user")]
+        at = _instant(said.get("at", "none"))
+        rows.append([str(entry.number), at, *words, _counted(said.get("gates", [])), why])
     title = f"{model}, champion: {'version ' + champion if champion else 'none'}"
-    console.table(title, ["entry", "at (UTC)", "action", "from version", "to version", "by", "why"], rows)
+    console.table(title, ["entry", "at (UTC)", "action", "from", "to", "by", "gates", "why"], rows)
+
+
+def _instant(text: str) -> str:
+    """Returns a time without its zone, which the title of its column names."""
+    return text.removesuffix("+00:00").replace("T", " ")
+
+
+def _counted(gates: list[dict[str, Any]]) -> str:
+    """Returns how many gates held and how many did not: `14 hold, 1 fails`; nothing of a move without gates."""
+    counts = Counter(str(gate["outcome"]) for gate in gates)
+    told = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "waived": ("waived", "waived")}
+    told |= {"unread": ("cannot be read", "cannot be read")}
+    return ", ".join(f"{counts[kind]} {words[counts[kind] > 1]}" for kind, words in told.items() if counts[kind])
 
 
 @with_example("sana-sprint audit sana-sprint-demo-base --files", "sana-sprint audit --contains 3f9c0d2b61aa")

@@ -18,7 +18,7 @@ REFUSED = 3
 CODES = f"Exit codes: 0 done, 1 error (one line on stderr), 2 no such option or argument, {REFUSED} a check refuses."
 KEYS = "the artefact store is reached by MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 LINE_MAX = 300  # characters of a value in a tree
-FILE_WIDTH = 1000  # of a tree that goes to a file, which no line of it reaches: there one searches in lines
+TREE_WIDTH, TABLE_WIDTH = 1000, 160  # in a file, where one searches in lines: no line of a tree is broken there
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON on stdout and nothing else.")]
 HELP = "From a text-to-image teacher to a registered student of 1 to 4 steps: draw, score, promote."
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
@@ -79,7 +79,7 @@ def tell(content: Any, line: str, as_json: bool) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Prints a table with its title, as wide as the terminal."""
+    """Prints a table with its title, as wide as the terminal, or TABLE_WIDTH into a file."""
     from rich.console import Console
     from rich.table import Table
 
@@ -88,7 +88,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         shown.add_column(column)
     for row in rows:
         shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(shown)
 
 
 def tree(title: str, content: dict[str, Any]) -> None:
@@ -108,4 +108,4 @@ def tree(title: str, content: dict[str, Any]) -> None:
 
     top = Tree(Text(title))
     grow(top, content)
-    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(top)
+    Console(width=None if sys.stdout.isatty() else TREE_WIDTH).print(top)
