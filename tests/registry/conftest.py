@@ -64,7 +64,7 @@ def evaluation(one_step, four_steps, protocol="first", undistilled=0.05):
             "undistilled": {steps: scored(undistilled) for steps in student},
             "teacher": {"20": scored(0.7)},
         },
-        "latency": {"student": {"1": {"p50_s": 0.01, "images_per_s": 100.0}}},
+        "latency": {"student": {steps: {"p50_s": 0.01, "images_per_s": 100.0} for steps in student}},
         "machine": {"cpus": 2},
     }
 
@@ -72,6 +72,8 @@ def evaluation(one_step, four_steps, protocol="first", undistilled=0.05):
 @pytest.fixture
 def registered(repository, sprint_folder):
     """Returns a function that registers a student with these scores; `weights` tells its weights apart."""
+    with track.stage("distill", SIZE, distill=config.load(config.Distill)):
+        pass  # the card tells of its params
 
     def one(scores, weights="first"):
         student = repository / "data/models/student" / SIZE
@@ -106,9 +108,9 @@ def version_tags(scores, folder, weights):
 
 def student(scores, made=ORIGIN):
     """What a card is written of."""
-    sampling = {"times": {}, **SIZES}
+    sampling, trained = {"times": {}, **SIZES}, {"distill.iterations": "1000"}
     parts = config.PartLicences(text_encoder="gemma", autoencoder=None, transformer="Apache-2.0", data="CC0-1.0")
-    return register.Student(Path(), "m-small", scores, None, sampling, "Apache-2.0", "told", made, {}, None, parts)
+    return register.Student(Path(), "m-small", scores, None, sampling, "Apache-2.0", "told", made, trained, None, parts)
 
 
 class Model:

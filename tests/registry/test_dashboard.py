@@ -88,7 +88,7 @@ def test_figures_are_sections_by_score_and_curves_over_the_steps(repository, ser
     assert curve == [(1, 0.4), (2, 0.5), (4, 0.6)]
     flat = lineage.numbers(dashboard.scores(scores))
     assert {name: logged[name] for name in flat} == flat
-    assert len(flat) == sum(2 * (5 + 2) for per in scores["scores"].values() for _ in per) + 2
+    assert len(flat) == sum(2 * (5 + 2) for per in scores["scores"].values() for _ in per) + 6
 
 
 def test_the_command_s_run_holds_the_scores_it_led_to(repository, server):

@@ -1,6 +1,8 @@
 """The gates of the policy: what each asks, of which side, within which margin, and what it says when it cannot be
 read."""
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -10,6 +12,7 @@ from sana_sprint.registry import gates, measured, policy
 from tests.registry.conftest import MACHINE, ROOT, card, evaluation, student, version_tags
 
 TASKS = ("counting", "don't, say")
+STEPS = ("1 step", "2 steps", "4 steps")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,8 @@ def failing(challenger, champion, rules):
 
 def test_a_first_version_is_held_to_floors_undistilled_licence_card_and_files(folder, rules):
     table = found(version(folder, scores()), None, rules)
-    assert set(table) == {"files", "licence", "model card", "overall at 1 step", "overall at 4 steps"}
+    bounded = {"seconds at 1 step", "seconds at 4 steps", "size"}
+    assert set(table) == {"files", "licence", "model card", "overall at 1 step", "overall at 4 steps"} | bounded
     assert all(gate.holds for gate in table.values())
     low = gates.gates(version(folder, scores(0.21)), None, rules, None)
     assert [(g.value, g.bound) for g in low if not g.holds] == [("0.210 ± 0.020", ">= 0.220")]
@@ -89,6 +93,22 @@ def test_every_metric_and_every_task_is_held_at_every_step_count_of_the_policy(f
     worse = scores(0.4, 0.6)
     worse["scores"]["student"]["4"]["fid_scene_clip"] = {"value": 0.47, "se": 0.02}  # 0.40 and 2.5 se
     assert failing(version(folder, worse), old, rules) == {"fid_scene_clip at 4 steps"}
+
+
+@pytest.mark.parametrize("judge", ["scenes", "classes", "none"])
+def test_the_shipped_policy_holds_time_and_size_down(folder, rules, judge):
+    """Of pictures of any size the champion alone tells what is slow or large."""
+    asked = rules.model_copy(update={"judges": {judge: rules.judges[judge]}})
+    slow = version(folder, scores(0.7, 0.9, seconds=0.6), judged_by=judge, folder_bytes="60000000")
+    told = {gate.name: gate.bound for gate in gates.gates(slow, None, asked, None) if not gate.holds}
+    assert told == ({} if judge == "none" else {"seconds at 1 step": "<= 0.5 s", "size": "<= 50 MB"})
+    old = version(folder, scores(seconds=0.1), judged_by=judge)
+    new = version(folder, scores(seconds=0.45), 2, judged_by=judge, folder_bytes="3100000")
+    times = 1.5 if judge == "none" else 4
+    told = {gate.name: gate.bound for gate in gates.gates(new, old, asked, None) if not gate.holds}
+    held = {f"seconds at {n}": f"<= {times * 0.1:.4g} s, {times:g} times the champion's" for n in STEPS}
+    assert held.items() <= told.items()
+    assert told["size"].endswith(" MB, 1.5 times the champion's")
 
 
 def test_time_is_held_to_its_ceiling_and_to_the_champions_on_one_machine(folder, rules):
@@ -184,8 +204,9 @@ def test_licence_and_card_are_held_to_the_lists(folder, rules):
     assert gate.reason.endswith("(add it in mlflow/promotion.yaml once its terms are agreed to)")
     named = rules.model_copy(update={"licences": [*rules.licences, "NSCL-v2-custom"]})
     assert found(version(folder, scores(), licence="NSCL-v2-custom"), None, named)["licence"].holds
-    asked = rules.model_copy(update={"card": ["license", "Training", "Scores"]})
-    gate = found(version(folder, scores()), None, asked)["model card"]
+    untold = card.write(dataclasses.replace(student(scores()), trained={}))
+    fields = json.dumps(measured.card_fields(untold))
+    gate = found(version(folder, scores(), card_fields=fields), None, rules)["model card"]
     assert (gate.value, gate.holds) == ("without Training", False)  # "- not recorded" says nothing
 
 
@@ -222,7 +243,7 @@ def test_tasks_in_hundreds_of_captions_go_through_the_tags(folder, rules):
     ("before", "after", "told"),
     [
         ("margin_se: 1.0", "margin_sd: 1.0", r"judges\.scenes\.champion\.metrics\.overall\.margin_sd: Extra inputs"),
-        ("    size_mb: null\n", "", r"judges\.classes\.size_mb: missing"),
+        ("    size_mb: null\n", "", r"judges\.none\.size_mb: missing"),
         ("better: higher", "better: up", r"metrics\.overall\.better: Input should be 'higher' or 'lower'"),
         (
             "licences: [Apache-2.0, MIT, BSD-3-Clause, CC0-1.0, CC-BY-4.0]",
