@@ -1,8 +1,6 @@
 """The whole story, once against the team's PostgreSQL, S3 and MLflow with users, once on the sqlite store of a
 repository: two students are registered, the first is promoted by floors, a worse one is refused, a better one promoted,
-rolled back and audited, lineage is walked both ways, and stock clients draw with the champion.
-
-`mlflow models serve` runs against the server alone here; tests/registry/test_serve.py serves from sqlite.
+rolled back and audited, lineage is walked both ways, and stock clients draw with the champion, which is served too.
 """
 
 import base64
@@ -28,7 +26,8 @@ from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sana_sprint.registry import store, track
+from sana_sprint import config
+from sana_sprint.registry import origin, store, track
 from tests.registry.conftest import ROOT, SIZE, evaluation
 from tests.registry.test_ancestry import git
 from tests.registry.test_serve import ask, served
@@ -164,7 +163,7 @@ def made(story, name):
     (story.root / "source.txt").write_text(str(story.students / name))
     with Repo(str(story.root)) as repo:
         repo.reproduce()
-    with track.stage("distill", SIZE) as run:
+    with track.stage("distill", SIZE, distill=config.load(config.Distill)) as run:
         run.metrics({"loss": 0.5}, 1)
     with mock.patch.object(sys, "argv", ["register.py", "--size", SIZE]):
         runpy.run_path(str(ROOT / "pipelines/register.py"), run_name="__main__")
@@ -197,8 +196,8 @@ def test_a_students_way_from_registration_over_the_gates_into_use_and_back(story
         equal_weights_are_held_once(story)
         history_tells_all(story)
         lineage_is_walked_both_ways(story, first, better)
+    served_is(story, tmp_path, first_picture)
     if story.team:
-        served_is(story, tmp_path, first_picture)
         nothing_leaked(story)
     tampering_is_found(story)
 
@@ -281,7 +280,10 @@ def lineage_is_walked_both_ways(story, first, better):
         digests[number] = outs[0]["md5"]
         told = parsed("lineage", f"models:/{NAME}/{number}")
         assert told["data"]["outputs"]["data/raw"] == digests[number]
-        assert told["runs"]["distill"]["run"] == run
+        stage = told["runs"]["distill"]
+        assert (stage["run"], stage["made_on"]) == (run, origin.machine())
+        assert stage["params"]["distill.iterations"] == config.load(config.Distill).iterations
+        assert stage["parent"] == told["runs"]["parent"]["run"] == told["runs"]["register"]["parent"]
         found = parsed("uses", digests[number])
         assert [one["version"] for one in found["versions"]] == [number]
         assert run in [one["run"] for one in found["runs"]]
