@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from dvc.repo import Repo
 
-from sana_sprint import config
+from sana_sprint import config, host
 from sana_sprint.registry import ancestry, lineage, origin, register, store, track, versions
 from tests.registry.conftest import NAME, evaluation
 from tests.test_cli import call, parsed, refused
@@ -103,7 +103,7 @@ def with_runs(root, elsewhere):
 
 def test_a_version_leads_to_the_runs_of_its_stages_with_the_parameters_and_the_machine_of_each(history):
     root, _, _ = history
-    elsewhere = origin.machine() | {"cpu": "another CPU", "packages": {"torch": "1.0"}}
+    elsewhere = origin.machine() | {"cpu": "another CPU", "gpus": ["a GPU"] * 2, "packages": {"torch": "1.0"}}
     teacher, distill = with_runs(root, elsewhere)
     runs = parsed("lineage", f"models:/{NAME}/1")["runs"]
     assert {stage: one["run"] for stage, one in runs.items()} == {
@@ -128,8 +128,16 @@ def test_a_version_leads_to_the_runs_of_its_stages_with_the_parameters_and_the_m
     of_distill = lines[of_stages["distill"] : of_stages["parent"]]
     assert f"│   │   │   ├── distill.iterations: {iterations}" in of_distill
     (made_on,) = [line for line in lines[of_stages["teacher"] :] if line.startswith("│       └── made on: ")]
-    assert made_on.startswith(f"│       └── made on: another CPU, {elsewhere['cores']} cores, ")
+    assert made_on.startswith(f"│       └── made on: another CPU, {elsewhere['cores']} cores, a GPU, a GPU, ")
     assert made_on.endswith(", torch 1.0")
+
+
+def test_the_gpus_of_a_machine_are_those_that_their_driver_tells(tmp_path):
+    for bus in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 18\n")
+    assert host.gpu_names(tmp_path) == ["NVIDIA H100 80GB HBM3"] * 2
+    assert host.gpu_names(tmp_path / "none") == []
 
 
 def test_a_checkout_fetches_from_the_remote_what_the_cache_has_lost(history, tmp_path):

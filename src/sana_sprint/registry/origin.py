@@ -91,11 +91,12 @@ def digest_of(root: Path, path: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a run was made on: system, processor, cores, Python, and the versions of the main packages."""
+    """Returns what a run was made on: system, processor, cores, GPUs, Python, and the versions of the main packages."""
     return {
         "system": platform.platform(),
         "cpu": host.cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "gpus": host.gpu_names(),
         "python": sys.version.split()[0],
         "packages": dict(installed()),
     }
@@ -106,8 +107,8 @@ def machine_told(machine: Mapping[str, Any]) -> str:
     if not machine:
         return "not recorded"
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    place = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}"
-    return f"{place}; Python {machine['python']}, {packages}"
+    place = [machine["cpu"], f"{machine['cores']} cores", *machine.get("gpus", []), machine["system"]]
+    return f"{', '.join(place)}; Python {machine['python']}, {packages}"
 
 
 def installed() -> Iterator[tuple[str, str]]:
