@@ -2,7 +2,8 @@
 
     python -m tests.dashboard sqlite:///data/mlflow/mlflow.db sana-sprint-demo "make demo" docs
 
-writes docs/mlflow-*.png, the pictures of the README.
+writes the pictures of the README, docs/mlflow-command.png, -pictures.png and -students.png. The tests of the pages take
+the same ones.
 """
 
 from __future__ import annotations
@@ -146,26 +147,51 @@ class Dashboard:
         self.page.screenshot(path=path)
 
 
+def of_command(shown: Dashboard, words: str, folder: Path):
+    """Writes the README's picture of a command's page, and returns its run."""
+    run = shown.command(words)
+    shown.show("Description")
+    shown.screenshot(folder / "mlflow-command.png")
+    return run
+
+
+def of_pictures(shown: Dashboard, words: str, series: str, folder: Path) -> list[str]:
+    """Writes the README's picture of the sliders, one at its end, and returns what `Dashboard.pictures` does."""
+    seen = shown.pictures(words, series)
+    shown.screenshot(folder / "mlflow-pictures.png")
+    return seen
+
+
+def of_students(shown: Dashboard, folder: Path) -> None:
+    """Writes the README's picture of the students' charts."""
+    shown.students()
+    shown.screenshot(folder / "mlflow-students.png")
+
+
+@contextmanager
+def opened(address: str, uri: str, experiment: str, **options):
+    """Yields the dashboard of an experiment of the store at `uri`, whose page is at an address, in a browser with these
+    options of playwright's pages."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield Dashboard(browser.new_page(viewport=SIZE, **options), address, uri, experiment)
+        browser.close()
+
+
 @contextmanager
 def dashboard(uri: str, experiment: str):
-    """Yields the dashboard of an experiment of the store at `uri`."""
-    with served(uri) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield Dashboard(browser.new_page(viewport=SIZE), address, uri, experiment)
-        browser.close()
+    """Yields the dashboard of an experiment of the store at `uri`, served for it."""
+    with served(uri) as address, opened(address, uri, experiment) as found:
+        yield found
 
 
 def main() -> None:
     """Writes the README's screenshots."""
     uri, experiment, words, folder = *sys.argv[1:4], Path(sys.argv[4])
     with dashboard(uri, experiment) as shown:
-        shown.command(words)
-        shown.show("Description")
-        shown.screenshot(folder / "mlflow-command.png")
-        shown.pictures(words, "distill_base/1_step")
-        shown.screenshot(folder / "mlflow-pictures.png")
-        shown.students()
-        shown.screenshot(folder / "mlflow-students.png")
+        of_command(shown, words, folder)
+        of_pictures(shown, words, "distill_base/1_step", folder)
+        of_students(shown, folder)
 
 
 if __name__ == "__main__":

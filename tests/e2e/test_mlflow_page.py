@@ -1,17 +1,19 @@
 """`mlflow ui` over the smoke run in a real browser: pages load, pictures are seen, links lead on, students compare."""
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
-from tests.dashboard import dashboard
+from tests import dashboard
 from tests.e2e.clone import SIZES
 
 pytestmark = pytest.mark.e2e
+COLOURS_MIN = 500  # a blank page has 1, the three pictures 1400 to 1900
 
 
 @pytest.fixture(scope="module")
 def shown(finished):
-    with dashboard(f"sqlite:///{finished.clone.root}/data/mlflow/mlflow.db", "sana-sprint-smoke") as found:
+    with dashboard.dashboard(f"sqlite:///{finished.clone.root}/data/mlflow/mlflow.db", "sana-sprint-smoke") as found:
         yield found
         assert found.faults == []
 
@@ -24,8 +26,18 @@ def test_the_first_page_is_of_training_and_lists_the_command(shown, finished):
     expect(shown.page.get_by_text("students compared")).to_be_attached()
 
 
-def test_the_command_s_page_leads_to_its_stages_and_its_report(shown):
-    shown.command("make demo")
+def photographed(file):
+    """Checks a screenshot: of the window's size, and not blank, as a page that has not come yet is."""
+    with Image.open(file) as found:
+        assert (found.format, found.size) == ("PNG", (dashboard.SIZE["width"], dashboard.SIZE["height"]))
+        colours = found.convert("RGB").getcolors(found.width * found.height)
+    assert len(colours) > COLOURS_MIN
+    return len(colours)
+
+
+def test_the_command_s_page_leads_to_its_stages_and_its_report(shown, tmp_path):
+    dashboard.of_command(shown, "make demo", tmp_path)
+    photographed(tmp_path / "mlflow-command.png")
     for stage in ("01 prepare", "09 distill base", "13 register small"):
         expect(shown.page.get_by_role("cell", name=stage)).to_be_attached()
     with shown.follow("report") as page:
@@ -34,16 +46,19 @@ def test_the_command_s_page_leads_to_its_stages_and_its_report(shown):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_slider_leads_through_the_pictures_over_the_iterations(shown, size):
-    assert len(set(shown.pictures("make demo", f"distill_{size}/1_step"))) == 3  # iterations 0, 6 and 12
+def test_a_slider_leads_through_the_pictures_over_the_iterations(shown, size, tmp_path):
+    seen = dashboard.of_pictures(shown, "make demo", f"distill_{size}/1_step", tmp_path)
+    assert len(set(seen)) == 3  # iterations 0, 6 and 12
+    photographed(tmp_path / "mlflow-pictures.png")
 
 
 def test_a_slider_leads_from_the_teacher_to_four_steps(shown):
     assert len(set(shown.pictures("make demo", "evaluate_base/0_is_the_teacher"))) == 5
 
 
-def test_two_students_are_compared_in_one_chart(shown):
-    shown.students()
+def test_two_students_are_compared_in_one_chart(shown, tmp_path):
+    dashboard.of_students(shown, tmp_path)
+    photographed(tmp_path / "mlflow-students.png")
     for size in SIZES:
         expect(shown.page.get_by_role("link", name=f"11 evaluate {size}").first).to_be_visible()
     shown.command("make demo")
