@@ -1,0 +1,37 @@
+"""The page of the team's server in a real browser: it asks for a user, and shows one who may look the pictures that a
+member's run has put into S3."""
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from sana_sprint.registry import track
+from tests import dashboard
+from tests.registry.conftest import SIZE, repository
+from tests.team import parts
+from tests.team.test_server import ask
+
+__all__ = ["repository"]
+pytestmark = pytest.mark.e2e
+SERIES = f"distill_{SIZE}/1_step"
+
+
+@pytest.fixture
+def run(team, repository):
+    """A stage that `ada` ran here, with pictures over its iterations."""
+    with team.member("ada"), track.stage("distill", SIZE) as run:
+        for step in (0, 6, 12):
+            run.picture(Image.new("RGB", (64, 64), (20 * step, 90, 60)), SERIES, step)
+    return run
+
+
+def test_the_page_asks_for_a_user_and_shows_pictures_of_s3_with_a_slider(team, run):
+    login = {"username": "cleo", "password": team.passwords["cleo"]}
+    with team.member("cleo"):
+        place = MlflowClient(team.uri).get_run(run.parent_id).info.artifact_uri
+        assert place.startswith(f"s3://{parts.BUCKET}/")
+        with dashboard.opened(team.uri, team.uri, "sana-sprint-demo", http_credentials=login) as shown:
+            assert shown.command("by hand").info.run_id == run.parent_id
+            assert len(set(shown.pictures("by hand", SERIES))) == 3
+            assert shown.faults == []
+    assert ask(team, "/") == 401
