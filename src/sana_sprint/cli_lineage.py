@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from sana_sprint.registry import lineage as places
     'sana-sprint register downloads/student --name mine --licence MIT --description "made by ..." '
     "--part-licence text_encoder=gemma --part-licence data=CC-BY-4.0",
     "sana-sprint register student --name mine --licence NSCL-v2-custom --licence-link https://terms.example "
-    '--description "made by ..." --scores small.json',
+    '--description "made by ..." --data "CC12M" --training "LADD, 20,000 iterations" --scores small.json',
 )
 def register(
     folder: Annotated[Path, typer.Argument(help="A SanaSprintPipeline folder.")],
@@ -29,6 +30,8 @@ def register(
         list[str] | None,
         typer.Option(help="PART=LICENCE of text_encoder, autoencoder, transformer or data; may be repeated."),
     ] = None,
+    data: Annotated[str | None, typer.Option(help="What it was trained on, for its card.")] = None,
+    training: Annotated[str | None, typer.Option(help="How it was trained, for its card.")] = None,
     as_json: Json = False,
 ) -> None:
     """Register a student that was made elsewhere; it becomes the challenger of its model."""
@@ -38,6 +41,8 @@ def register(
     root = places.repository()
     sampling, parts = config.load(config.Sampling, root), foreign.part_licences(part_licence or [])
     student = foreign.student(folder, name, licence, licence_link, description, scores, sampling, parts)
+    told = {"Data": data, "Training": training}
+    student = replace(student, told={section: text for section, text in told.items() if text})
     cli_registry.server()  # a stage waits for a server that is away; who types this is told at once
     with track.stage("register elsewhere") as run:
         made = registration.enter(student, run)

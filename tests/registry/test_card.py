@@ -112,3 +112,6 @@ def test_the_card_of_a_student_made_elsewhere_claims_nothing_of_how_it_was_made(
     assert "by which method, from which teacher, on which data and at what cost is unknown here" in text
     assert "Which captions it knows is unknown here" in text
     assert {"Data", "Training"} & set(measured.card_fields(card.write(there))) == set()
+    told = card.write(replace(there, told={"Data": "CC12M", "Training": "LADD, 20,000 iterations"}))
+    assert "## Data\n\nCC12M\n\n## Training\n\nLADD, 20,000 iterations\n" in told
+    assert {"Data", "Training"} < set(measured.card_fields(told))

@@ -30,7 +30,7 @@ def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_p
         write_download_metadata(folder, name, commit_hash="c" * 40, etag="e")
     assert list((folder / ".cache").rglob("*.metadata"))
     parts = ["--part-licence", "text_encoder=gemma", "--part-licence", "data=CC-BY-4.0"]
-    first = parsed("register", str(folder), *TOLD, *parts)
+    first = parsed("register", str(folder), *TOLD, *parts, "--training", "by hand")
     assert (first["name"], first["version"], first["alias"], first["new"]) == ("mine", 1, "challenger", True)
     shutil.rmtree(folder / ".cache")
     assert "version 1, alias challenger: the same weights" in call("register", str(folder), *TOLD)
@@ -46,6 +46,7 @@ def test_a_stock_folder_becomes_a_version_once_and_draws_with_the_times_of_the_p
     assert "made by others" in card
     assert "| text encoder | gemma |\n| autoencoder | unknown |" in card
     assert "sCM" not in card
+    assert "## Training\n\nby hand\n" in card
     assert not (folder / "README.md").exists()
     assert not list(place.rglob(".cache"))
     told = parsed("lineage", "models:/mine/1")

@@ -133,6 +133,7 @@ def test_card_licence_lineage_and_metrics_travel_with_the_version(registered, re
     assert "| autoencoder | Apache-2.0 |" in text
     assert "sCM" in text
     assert "prepare.source.kind: `scenes`" in text
+    assert "distill.recipe: `sprint`" in text  # by the profile: no run of distill is known here
     tags = server.get_model_version(NAME, "1").tags
     assert tags["licence"] == "Apache-2.0"
     assert tags["run_prepare"] == prepared.run_id

@@ -222,11 +222,11 @@ pipeline = SanaSprintPipeline.from_pretrained("this folder")
 
 ## Data
 
-{unknown if student.elsewhere else bullets(data)}
+{student.told.get("Data") or (unknown if student.elsewhere else bullets(data))}
 
 ## Training
 
-{unknown if student.elsewhere else bullets(training)}
+{student.told.get("Training") or (unknown if student.elsewhere else bullets(training))}
 
 ## Scores
 

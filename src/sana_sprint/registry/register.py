@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -148,9 +148,10 @@ def _record_scores(server: MlflowClient, run_id: str, model_id: str, evaluation:
         server.log_batch(run_id, metrics=metrics[start : start + track.METRICS_PER_BATCH])
 
 
-def _trained(server: MlflowClient, run_ids: Mapping[str, str]) -> dict[str, str]:
-    """Returns the recorded params of the stages behind the model that its card tells."""
-    params: dict[str, str] = {}
+def _trained(server: MlflowClient, run_ids: Mapping[str, str], profile: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the params of the stages behind the model that its card tells: those recorded, else the profile's, by
+    which DVC's cache gave the model where this store knows no run of its stages."""
+    params = lineage.texts(profile)
     for run_id in run_ids.values():
         params |= server.get_run(run_id).data.params
     return {key: value for key, value in sorted(params.items()) if key.startswith(TOLD)}
@@ -190,6 +191,7 @@ class Student:
     trained: dict[str, str]
     licence_link: str | None
     part_licences: PartLicences
+    told: dict[str, str] = field(default_factory=dict)  # sections of the card in the words of who registers it
 
     @property
     def elsewhere(self) -> bool:
@@ -201,10 +203,11 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
     """Returns the registration of a student that this pipeline made; see `enter`."""
     evaluation, sampling = _checked(student, scores)
     root, server, size = lineage.repository(), store.client(run.uri), evaluation["size"]
-    run_ids = lineage.run_ids(server, run.run_id, size, config.read(_profile_file(root)))
+    profile = config.read(_profile_file(root))
+    run_ids = lineage.run_ids(server, run.run_id, size, profile)
     made = lineage.git_tags(root) | lineage.digests(root) | run_ids | {"profile": config.profile(root)}
     made |= {"run_parent": run.parent_id, "run_register": run.run_id}
-    name, trained = model_name(params, size), _trained(server, run_ids)
+    name, trained = model_name(params, size), _trained(server, run_ids, profile)
     licences = params.licence, params.description, made, trained, params.licence_link, params.part_licences
     return enter(Student(student, name, evaluation, scores, sampling, *licences), run)
 
