@@ -415,9 +415,7 @@ class Evaluate(Section):
     batch: Positive
     teacher_fewer_steps: list[Positive]  # of the teacher beside sampling.teacher_steps, for quality against time
     latency_runs: Positive
-    latency_batches: list[Positive] = Field(
-        min_length=1
-    )  # pictures at once, rising; peak memory is the most of all runs
+    latency_batches: list[Positive] = Field(min_length=1)  # pictures at once, rising; peak memory: the most of all
     protocols: list[str]  # files of profiles/protocols under which students are scored besides
 
 
