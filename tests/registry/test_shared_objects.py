@@ -33,10 +33,12 @@ def s3(tmp_path_factory):
     server = parts.s3_server(tmp_path_factory.mktemp("s3"), parts.plain_environment() | words, port)
     with mock.patch.dict("os.environ", words | {"MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}):
         server.start()
+        parts.forget_keys()
         try:
             yield boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
         finally:
             server.kill()
+            parts.forget_keys()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class Handler(localbucket.S3Handler):
         key = found[1] if found else None
         if key == os.environ["AWS_ACCESS_KEY_ID"]:
             super()._dispatch(action)
-        elif key != os.environ["READER_ACCESS_KEY_ID"]:
+        elif key is None or key != os.environ.get("READER_ACCESS_KEY_ID"):
             self._refuse("InvalidAccessKeyId", "No such access key.")
         elif self._needs() in os.environ["READER_ACTIONS"].split(","):
             super()._dispatch(action)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,7 +122,7 @@ def _logged_model(folder: Path, example: str, sampling: Mapping[str, Any], tags:
     import pandas as pd
 
     mlflow.set_tracking_uri(run.uri)
-    with mlflow.start_run(run_id=run.run_id):
+    with without_bytecode(), mlflow.start_run(run_id=run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="student",
             python_model=str(lineage.repository() / MODEL_CODE),
@@ -135,6 +136,18 @@ def _logged_model(folder: Path, example: str, sampling: Mapping[str, Any], tags:
     store.client(run.uri).update_run(run.run_id, status="RUNNING")
     assert logged.model_id is not None
     return str(logged.model_id)
+
+
+@contextmanager
+def without_bytecode() -> Iterator[None]:
+    """Keeps Python from writing what it compiles: MLflow runs the model's code where it puts the version together, and
+    would send that too."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _record_scores(server: MlflowClient, run_id: str, model_id: str, evaluation: Mapping[str, Any]) -> None:
