@@ -49,5 +49,5 @@ def pickles_found(*places: Path) -> list[str]:
     return [
         str(file)
         for file in looked
-        if trust.pickled(file) or (file.name == "MLmodel" and trust.pickled_model(file) is not None)
+        if trust.pickled(file) or (file.name == "MLmodel" and trust.model_file(file) is not None)
     ]
