@@ -9,7 +9,7 @@ from diffusers import SanaSprintPipeline
 from huggingface_hub._local_folder import write_download_metadata
 
 from sana_sprint import storage
-from sana_sprint.registry import draw, register, store, versions
+from sana_sprint.registry import draw, package, store, versions
 from tests.registry.conftest import evaluation
 from tests.test_cli import call, refused
 from tests.test_cli_registry import parsed
@@ -93,7 +93,7 @@ def test_a_licence_of_no_part_is_refused(folder, repository):
 
 @pytest.mark.parametrize("name", ["..", "../..", "a/b", "/absolute", "mine"])
 def test_the_place_where_a_model_is_put_together_is_within_the_store_whatever_its_name(tmp_path, name):
-    place = register.staging(tmp_path, name)
+    place = package.staging(tmp_path, name)
     assert place.resolve().parent == tmp_path / store.FOLDER / ".staging"
     assert place.name not in ("", ".", "..")
 

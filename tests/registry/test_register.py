@@ -13,7 +13,7 @@ from mlflow.models import Model, validate_schema
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.registry import draw, lineage, measured, register, store, track, versions
+from sana_sprint.registry import draw, lineage, measured, package, store, track, versions
 from tests.registry.conftest import NAME, SIZE, TIMES, evaluation
 
 ROUNDING = 2  # of 255: processors multiply matrices of other sizes in another order
@@ -149,7 +149,7 @@ def test_registration_leaves_the_student_as_it_was(registered, repository, sprin
     registered(evaluation(0.3, 0.5))
     student = repository / "data/models/student" / SIZE
     assert not (student / "README.md").exists()
-    assert list(register.staging(repository, NAME).parent.iterdir()) == []
+    assert list(package.staging(repository, NAME).parent.iterdir()) == []
 
 
 def test_lineage_passes_over_runs_of_other_params(repository, server):

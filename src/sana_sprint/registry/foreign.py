@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
 from sana_sprint.registry import history, trust
-from sana_sprint.registry.register import ELSEWHERE, HUB_CACHE, Student
+from sana_sprint.registry.package import HUB_CACHE
+from sana_sprint.registry.register import ELSEWHERE, Student
 
 if TYPE_CHECKING:
     from pathlib import Path

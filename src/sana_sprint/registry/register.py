@@ -4,13 +4,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
@@ -21,6 +16,7 @@ from sana_sprint.registry import (
     lineage,
     measured,
     origin,
+    package,
     shared_files,
     store,
     track,
@@ -29,18 +25,14 @@ from sana_sprint.registry import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
     from sana_sprint.config import PartLicences, Register
 
-MODEL_CODE = "mlflow/sprint_model.py"
-REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
 UNSCORED_EXAMPLE = "a red circle"  # of a student that was registered without scores
-HUB_CACHE = ".cache"  # what `hf download --local-dir` notes of its files; no part of a model
 ELSEWHERE = "elsewhere"  # tag `made` of a student that another repository made
 TOLD = ("prepare.", "prune.sizes.", "prune.healing.steps", "distill.")  # params that the card tells
 
@@ -50,104 +42,11 @@ def model_name(params: Register, size: str) -> str:
     return f"{params.model_name}-{size}"
 
 
-def requirements() -> list[str]:
-    """Returns what the registered model needs, pinned to what is installed (without local labels such as
-    +cpu).
-    """
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
-
-
-def signature(sampling: Mapping[str, Any]) -> ModelSignature:
-    """Returns the signature: a prompt in, a base64 PNG out, and the params with the defaults of
-    sampling.json.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-
-    defaults: dict[str, tuple[str, Any]] = {
-        "steps": ("long", 4),
-        "seed": ("long", 0),
-        "guidance": ("double", float(sampling["guidance"])),
-        "height": ("long", sampling["height_px"]),
-        "width": ("long", sampling["width_px"]),
-    }
-    return ModelSignature(
-        inputs=Schema([ColSpec("string", "prompt")]),
-        outputs=Schema([ColSpec("string", "png")]),
-        params=ParamSchema([ParamSpec(name, kind, default) for name, (kind, default) in defaults.items()]),
-    )
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
-
-
-def staging(root: Path, name: str) -> Path:
-    """Returns the folder in which a version of a model is put together. It is called by the name's digest, which leads
-    nowhere else whatever the name is."""
-    return root / store.FOLDER / ".staging" / storage.digest_of(name)[:16]
-
-
-@contextmanager
-def with_card(student: Path, text: str, sampling: Mapping[str, Any], place: Path) -> Iterator[Path]:
-    """Yields a copy of the student's folder (hard links where the disk allows) with the card as its README.md and
-    `sampling`, which knows the schedule, as its sampling.json; the student itself, an output that DVC watches, stays as
-    it is. MLflow names the artefact after the last part of `place`, whose parent is removed afterwards.
-    """
-    shutil.rmtree(place.parent, ignore_errors=True)
-    own = shutil.ignore_patterns("README.md", "sampling.json", HUB_CACHE)
-    shutil.copytree(student, place, copy_function=_link, ignore=own)
-    try:
-        (place / "README.md").write_text(text)
-        storage.write_json(place / "sampling.json", sampling)
-        yield place
-    finally:
-        shutil.rmtree(place.parent, ignore_errors=True)
-
-
 def existing(server: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:
     """Returns the newest version of `name` with these digests of weights and sampling, or None."""
     wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
     found = server.search_model_versions(f"name = '{name}' and {wanted}")
     return max((str(version.version) for version in found), key=int, default=None)
-
-
-def _logged_model(folder: Path, example: str, sampling: Mapping[str, Any], tags: dict[str, str], run: track.Run) -> str:
-    """Returns the id of the LoggedModel that holds the folder."""
-    import mlflow
-    import pandas as pd
-
-    mlflow.set_tracking_uri(run.uri)
-    with without_bytecode(), mlflow.start_run(run_id=run.run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="student",
-            python_model=str(lineage.repository() / MODEL_CODE),
-            artifacts={"pipeline": str(folder)},
-            signature=signature(sampling),
-            input_example=(pd.DataFrame({"prompt": [example]}), {"steps": 1}),
-            pip_requirements=requirements(),
-            tags=tags,
-        )
-    # leaving the block ended the run; the stage that owns it is still at work
-    store.client(run.uri).update_run(run.run_id, status="RUNNING")
-    assert logged.model_id is not None
-    return str(logged.model_id)
-
-
-@contextmanager
-def without_bytecode() -> Iterator[None]:
-    """Keeps Python from writing what it compiles: MLflow runs the model's code where it puts the version together, and
-    would send that too."""
-    before = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
 
 
 def _record_scores(server: MlflowClient, run_id: str, model_id: str, evaluation: Mapping[str, Any]) -> None:
@@ -232,7 +131,7 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
     """
     server, name, evaluation = store.client(run.uri), student.name, student.evaluation
     identity = {
-        "weights_digest": storage.digest(student.folder, without=HUB_CACHE),
+        "weights_digest": storage.digest(student.folder, without=package.HUB_CACHE),
         "sampling_digest": storage.digest_of(student.sampling),
     }
     tags = measured.score_tags(evaluation) | {"licence": student.licence} | identity
@@ -272,14 +171,18 @@ def _logged(
 
     root = lineage.repository()
     text = card.write(student)
-    with with_card(student.folder, text, student.sampling, staging(root, student.name) / "pipeline") as folder:
+    with package.with_card(
+        student.folder, text, student.sampling, package.staging(root, student.name) / "pipeline"
+    ) as folder:
         trust.check(folder)
         details = details | measured.folder_tags(folder)
         details |= {} if student.elsewhere else origin.version_tags(root, student.evaluation["size"])
         with shared_objects.copies():
-            model_id = _logged_model(folder, _example(student.evaluation), student.sampling, tags | student.made, run)
+            model_id = package.log_model(
+                folder, _example(student.evaluation), student.sampling, tags | student.made, run
+            )
             server = store.client(run.uri)
-            details |= digests.tags(digests.logged(server, model_id, folder, root / MODEL_CODE))
+            details |= digests.tags(digests.logged(server, model_id, folder, root / package.MODEL_CODE))
     shared_files.link_version(str(server.get_logged_model(model_id).artifact_location))
     return details, model_id
 
