@@ -19,8 +19,8 @@ def main() -> None:
     with track.stage("distill", size, distill=params, sampling=sampling, evaluate=judged, trigflow=trig) as run:
         from sana_sprint.evaluation import quick
         from sana_sprint.models import bundle
+        from sana_sprint.training import checkpoints, launch, trajectories
         from sana_sprint.training import job as jobs
-        from sana_sprint.training import launch, trajectories
 
         data = Path("data").resolve()
         start = data / "models/trigflow" / size
@@ -51,7 +51,7 @@ def main() -> None:
         frozen = bundle.load_frozen_parts(Path("data/models/trigflow") / size)  # its configs keep the path as given
         bundle.save_student(data / "models/student" / size, student, frozen, how)
         storage.write_json(data / f"metrics/curves/distill-{size}.json", storage.read_json(job.curves))
-        jobs.clear(job.checkpoints)
+        checkpoints.clear(job.checkpoints)
 
 
 if __name__ == "__main__":

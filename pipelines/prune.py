@@ -20,22 +20,25 @@ def main() -> None:
         from sana_sprint.data.loader import Latents
         from sana_sprint.evaluation import quick
         from sana_sprint.models import bundle, threads
-        from sana_sprint.training import callbacks, shrink
+        from sana_sprint.training import callbacks, kept, shrink
 
         threads.use_fastest()
-        teacher, data = Path("data/models/teacher"), Latents(Path("data/latents"), "train")
+        teacher, latents = Path("data/models/teacher"), Path("data/latents")
+        data = Latents(latents, "train")
         raw, judge = Path("data/raw"), Path("data/models/judge")
         score = quick.Score(judged, sampling, trig.sigma_d, teacher, raw, judge, params.score_prompts)
         before = bundle.load_transformer(teacher)
         metrics = {f"before/{k}": v for k, v in score.of_teacher(before).items()}
         student, importances = shrink.cut(params, wanted(params, size), before, data)
         metrics |= importances | {f"cut/{k}": v for k, v in score.of_student(student).items()}
-        watch = callbacks.Curves(Path(f"data/metrics/curves/prune-{size}.json"), run.recorder(), 20)
-        healed = shrink.heal(params, size, student, teacher, data, [watch])
+        keep = kept.of(f"prune/{size}", [teacher, latents], params)
+        watch = callbacks.Curves(keep.curves, run.recorder(), 20, keep.start)
+        healed = shrink.heal(params, size, student, teacher, data, [watch], keep)
         metrics |= {f"healed/{k}": v for k, v in score.of_student(healed).items()}
         bundle.save_transformer(Path("data/models/pruned") / size, healed)
         storage.write_json(Path(f"data/metrics/prune-{size}.json"), metrics)
         run.metrics(metrics)
+        keep.end(Path(f"data/metrics/curves/prune-{size}.json"))
 
 
 def wanted(params: config.Prune, size: str) -> config.Size:

@@ -11,13 +11,15 @@ def main() -> None:
     params, sampling = config.load(config.Teacher), config.load(config.Sampling)
     with track.stage("teacher", teacher=params, sampling=sampling) as run:
         from sana_sprint.models import threads
-        from sana_sprint.training import callbacks, teacher
+        from sana_sprint.training import callbacks, kept, teacher
 
         threads.use_fastest()
-        models = Path("data/models")
-        watch = callbacks.Curves(Path("data/metrics/curves/teacher.json"), run.recorder(), 20)
-        teacher.fine_tune(params, sampling, models / "foundation", Path("data/latents"), models / "teacher", [watch])
+        foundation, latents, out = Path("data/models/foundation"), Path("data/latents"), Path("data/models/teacher")
+        keep = kept.of("teacher", [foundation, latents], params)
+        watch = callbacks.Curves(keep.curves, run.recorder(), 20, keep.start)
+        teacher.fine_tune(params, sampling, foundation, latents, out, [watch], keep)
         run.metrics(watch.last())
+        keep.end(Path("data/metrics/curves/teacher.json"))
 
 
 if __name__ == "__main__":

@@ -237,7 +237,14 @@ class Judge(Section):
     model: TrainJudge | LoadJudge = Field(discriminator="kind")
 
 
-class Teacher(Section):
+class Kept(Section):
+    """How often the state of a training is kept, in its steps or iterations, and how many states stay."""
+
+    checkpoint_every: Positive
+    keep_checkpoints: Positive
+
+
+class Teacher(Kept):
     """Stage teacher: fine-tune with dense time and QK-norm, all layers together."""
 
     seed: NonNegative
@@ -253,7 +260,7 @@ class Size(Section):
     mlp_ratio: Scale
 
 
-class Prune(Section):
+class Prune(Kept):
     """Stage prune: cut by importance, then heal against the guided teacher."""
 
     seed: NonNegative
@@ -334,7 +341,7 @@ RECIPES: dict[str, frozenset[str]] = {
 }
 
 
-class Distill(Section):
+class Distill(Kept):
     """Stage distill. `recipe` names the terms of the student's loss: the paper's is `sprint`, sCM + LADD. An
     iteration is one step of the student and the steps of its critics."""
 
@@ -361,8 +368,6 @@ class Distill(Section):
     heads: HeadsSection
     dmd: FakeScore
     health: Health
-    checkpoint_every: Positive
-    keep_checkpoints: Positive
     grid_every: Positive
     score_prompts: NonNegative  # of the quick score beside each grid; none: 0
     log_every: Positive

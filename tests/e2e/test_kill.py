@@ -1,18 +1,20 @@
-"""SIGKILL at stage after stage, against the team's server: the run that was killed over and over, with PostgreSQL, S3
-and a user's password, ends where the undisturbed one on sqlite does; and its data go through the same S3 and back."""
+"""SIGKILL at stage after stage, against the team's server, whose parts die under stages that log: this run, with
+PostgreSQL, S3 and a user's password, ends where the undisturbed one on sqlite does; and its data go through the same S3
+and back."""
 
 import itertools
 import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from sana_sprint import storage
-from tests.e2e.clone import SIZES, Clone, kill, kill_tree, stages
+from tests.e2e.clone import LIMIT_S, SIZES, Clone, kill, kill_tree, stages
 from tests.team import leaks, parts
 
 pytestmark = pytest.mark.e2e
@@ -43,6 +45,13 @@ MOMENTS = {
     "evaluate@small": "evaluate undistilled",
     "register@small": "data/mlflow/.staging/*/pipeline/*",  # the first files go to S3
 }
+# the try -> which stage of it has a part of the server die under it, what shows that it logs, for how many seconds
+OUTAGES = {
+    "prune@small": ("judge", "judge CLIP", "postgres", 0.0),
+    "distill@base": ("distill@small", "going on from", "server", 30.0),
+    "end": ("evaluate@base", "evaluate student 1", "s3", 0.0),
+}
+AWAY, BACK = "does not take records", "takes records again"
 EXPERIMENT = "r.experiment_id = (select experiment_id from experiments where name = 'sana-sprint-smoke')"
 
 
@@ -63,14 +72,32 @@ def to(before: str, then: str) -> tuple[str, ...]:
     return ("bash", "-c", f"dvc repro {before} && exec dvc repro {then}")
 
 
-def kill_in(clone: Clone, command: tuple[str, ...], stage: str, log: Path) -> str:
-    """Starts a command, kills its process group in the middle of a stage, and returns what it had printed."""
-    process = clone.start(log, *command)
+def wait_for(process: subprocess.Popen[bytes], root: Path, log: Path, stage: str, moment: str) -> None:
+    """Waits until a stage of a running command is at a moment."""
     deadline = time.monotonic() + WAIT_S
-    while not reached(clone.root, log, stage, MOMENTS[stage]):
+    while not reached(root, log, stage, moment):
         assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, f"{stage}: {MOMENTS[stage]} never came\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"{stage}: {moment} never came\n{log.read_text()[-3000:]}"
         time.sleep(0.01)
+
+
+def begin(clone: Clone, team: parts.Team, command: tuple[str, ...], name: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Starts the command of a try, has the part of the server die that it is to lose, and back. Returns process and
+    log."""
+    log = clone.root.parent / f"{name}.log"
+    process = clone.start(log, *command)
+    if name in OUTAGES:
+        stage, moment, part, seconds = OUTAGES[name]
+        wait_for(process, clone.root, log, stage, moment)
+        with getattr(team, part).down(seconds):
+            wait_for(process, clone.root, log, stage, AWAY)
+    return process, log
+
+
+def kill_in(clone: Clone, team: parts.Team, command: tuple[str, ...], stage: str) -> str:
+    """Starts a command, kills its process group in the middle of a stage, and returns what it had printed."""
+    process, log = begin(clone, team, command, stage)
+    wait_for(process, clone.root, log, stage, MOMENTS[stage])
     (kill_tree if stage == "distill@small" else kill)(process)
     assert clone.quiet(GONE_S) == []
     return log.read_text(errors="replace")
@@ -92,10 +119,12 @@ def disturbed(tmp_path_factory, team):
     logs = {}
     for before, stage in itertools.pairwise([None, *MOMENTS]):
         command = to(before, stage) if before else ("dvc", "repro", stage)
-        logs[stage] = kill_in(clone, command, stage, clone.root.parent / f"{stage}.log")
+        logs[stage] = kill_in(clone, team, command, stage)
         if stage == "distill@base":
             half_write(sorted((clone.root / "data/checkpoints/distill/base").glob("step-*"))[-1])
-    logs["end"] = clone.run(*to(stage, ""))
+    process, log = begin(clone, team, to(stage, ""), "end")
+    assert process.wait(LIMIT_S) == 0, log.read_text()[-4000:]
+    logs["end"] = log.read_text()
     return clone, logs
 
 
@@ -105,6 +134,17 @@ def test_each_try_begins_at_the_stage_that_was_killed(disturbed):
     for before, after in itertools.pairwise(tries):
         assert stages(logs[before])[-1] == before
         assert stages(logs[after])[0] == before
+
+
+@pytest.mark.parametrize(("name", "outage"), OUTAGES.items())
+def test_a_stage_goes_on_while_a_part_of_the_server_is_away_and_sends_what_waited(disturbed, name, outage):
+    _, logs = disturbed
+    stage, _, part, _ = outage
+    after = logs[name].partition(f"Running stage '{stage}'")[2]
+    mine = after.partition("Running stage")[0]
+    assert mine.count(AWAY) == 1, f"{part}: {mine}"
+    assert mine.count(BACK) == 1, f"{part}: {mine}"
+    assert "Traceback" not in mine
 
 
 def test_the_outputs_are_those_of_an_undisturbed_run(disturbed, finished):
@@ -166,6 +206,13 @@ def test_distill_goes_on_from_its_last_checkpoint(disturbed, team):
     before, after = first_steps(team, "09 distill small")
     assert before == 4  # the first point of a run from zero
     assert after > 2 * iteration  # two steps an iteration: what was done is not done again
+
+
+@pytest.mark.parametrize(("after", "kept"), [("prune@small", "teacher"), ("convert@small", "prune/small")])
+def test_teacher_and_healing_go_on_from_their_last_checkpoint(disturbed, after, kept):
+    root, logs = disturbed[0].root, disturbed[1]
+    assert f"going on from data/checkpoints/{kept}/step-0000016" in logs[after]  # killed after step 20
+    assert not (root / "data/checkpoints" / kept).exists()
 
 
 def test_a_half_written_checkpoint_is_named_and_the_one_before_is_taken(disturbed):

@@ -161,6 +161,15 @@ def test_faults_of_the_code_keep_their_traceback(repository, server):
     assert [file.path for file in server.list_artifacts(run.info.run_id)] == ["traceback.txt"]
 
 
+@pytest.mark.parametrize(("code", "status"), [(0, "FINISHED"), (1, "FAILED"), (128 + signal.SIGTERM, "KILLED")])
+def test_a_stage_that_ends_itself_is_marked_by_its_exit_code(repository, server, code, status):
+    with pytest.raises(SystemExit) as ended, track.stage("prepare"):
+        raise SystemExit(code)
+    assert ended.value.code == code
+    (run,) = runs(server, stage="prepare")
+    assert run.info.status == status
+
+
 def test_the_recorder_writes_from_other_processes(repository, server):
     with track.stage("distill", "small") as run:
         recorder = pickle.loads(pickle.dumps(run.recorder()))  # noqa: S301  as Ray does

@@ -250,8 +250,13 @@ def stage(name: str, size: str | None = None, **sections: Any) -> Iterator[Run]:
         raise
 
 
+def _asked_to_end(error: BaseException) -> bool:
+    """Whether an error is the end that a signal asked for."""
+    return isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+
+
 def _end_badly(run: Run, box: outbox.Outbox, error: BaseException) -> None:
-    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    status = "KILLED" if isinstance(error, KeyboardInterrupt) or _asked_to_end(error) else "FAILED"
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, SystemExit) and not error.code:
         status, trace = "FINISHED", ""

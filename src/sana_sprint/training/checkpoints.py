@@ -1,9 +1,10 @@
-"""The folder of a distillation's checkpoints: which of them are whole, and the newest of a run.
+"""The folder of a training's checkpoints: which of them are whole, and the newest of a run.
 
 A checkpoint is a folder step-<iteration> with safetensors weights, optimisers.pt (read with weights_only=True) and
 checkpoint.json, which carries the digest of each file and the key of the run; of sharded networks, one safetensors file
 per worker in place of weights and optimisers.pt. A run continues only from a checkpoint of its own key, so changed
 params, data or weights start from zero; from either form, on any number of workers. saving.py writes and restores them.
+Of a flow training an iteration is a step.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def newest(folder: Path, key: str) -> Path | None:
         else:
             return path
     return None
+
+
+def clear(folder: Path) -> None:
+    """Removes the checkpoints of a finished training."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def state(path: Path) -> dict[str, Any]:

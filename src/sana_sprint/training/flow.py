@@ -4,10 +4,12 @@ of a pruned student against the guided teacher."""
 from __future__ import annotations
 
 import copy
+import signal
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from sana_sprint.config import Flow
+    from sana_sprint.training.kept import Kept
 
 
 class FlowTraining(L.LightningModule):
     """Trains a transformer on v = z - x_0 with caption dropout; `averaged` holds its EMA."""
+
+    networks = ("transformer", "averaged")  # what a checkpoint holds
 
     def __init__(self, transformer: SanaTransformer2DModel, null: Text, params: Flow, seed: int) -> None:
         super().__init__()
@@ -113,17 +118,28 @@ def fit(
     extra: list[L.Callback],
     name: str,
     precision: str = "32-true",
+    kept: Kept | None = None,
 ) -> None:
-    """Runs `steps` optimiser steps over data[0], data[1], ... on one device, with progress and a non-finite stop."""
+    """Runs `steps` optimiser steps over data[0], data[1], ... on one device, with progress and a non-finite stop; with
+    `kept` from where its checkpoint is. Raises SystemExit after SIGTERM, once the step is whole."""
     callbacks.quiet()
+    start = kept.start if kept else 0
     trainer = L.Trainer(
-        max_steps=steps,
+        max_steps=steps - start,
         precision=precision,  # type: ignore[arg-type]
         devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callbacks.Progress(name, steps), callbacks.StopOnNonFinite(), *extra],
+        callbacks=[
+            callbacks.Progress(name, steps, start),
+            callbacks.StopOnNonFinite(),
+            *extra,
+            *([kept] if kept else []),
+        ],
     )
-    trainer.fit(module, DataLoader(data, batch_size=None, shuffle=False))
+    try:
+        trainer.fit(module, DataLoader(data, batch_size=None, sampler=range(start, steps)))
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None

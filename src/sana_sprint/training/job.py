@@ -3,7 +3,6 @@ Lightning, so that the process which only starts workers need not."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +46,6 @@ class Job:
     def finished(self) -> bool:
         """Whether the final checkpoint of this very job is there, whole."""
         return checkpoints.newest(self.checkpoints, self.key) == self.final
-
-
-def clear(folder: Path) -> None:
-    """Removes the checkpoints of a finished training."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def averaged(final: Path, trigflow: Path) -> SanaTransformer2DModel:

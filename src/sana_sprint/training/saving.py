@@ -1,10 +1,10 @@
-"""Writing and restoring the checkpoints of a distillation, whole or not at all; checkpoints.py says what one is."""
+"""Writing and restoring the checkpoints of a training, whole or not at all; checkpoints.py says what one is."""
 
 from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L
 import torch
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from sana_sprint.config import Distill
     from sana_sprint.training.distill import Distillation
+    from sana_sprint.training.flow import FlowTraining
     from sana_sprint.training.health import Health
+
+    Trained: TypeAlias = Distillation | FlowTraining
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 def save(
     folder: Path,
-    module: Distillation,
+    module: Trained,
     optimizers: list[torch.optim.Optimizer],
     state: dict[str, Any],
     keep: int,
@@ -59,7 +62,7 @@ def save(
     return path
 
 
-def write(folder: Path, module: Distillation, optimizers: list[torch.optim.Optimizer]) -> None:
+def write(folder: Path, module: Trained, optimizers: list[torch.optim.Optimizer]) -> None:
     """Writes whole networks and the states of their optimisers into a folder."""
     for name in module.networks:
         weights = {k: v.detach().cpu().contiguous() for k, v in getattr(module, name).state_dict().items()}
@@ -69,7 +72,7 @@ def write(folder: Path, module: Distillation, optimizers: list[torch.optim.Optim
         torch.save([o.state_dict() for o in optimizers], file)
 
 
-def restore(path: Path, module: Distillation, optimizers: list[torch.optim.Optimizer]) -> int:
+def restore(path: Path, module: Trained, optimizers: list[torch.optim.Optimizer]) -> int:
     """Loads weights and optimisers of a checkpoint, every key matched, into networks that are whole or sharded; returns
     its iteration."""
     if any(path.glob(checkpoints.SHARDS)):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffusers import SanaTransformer2DModel
 
     from sana_sprint.config import Prune, Size
+    from sana_sprint.training.kept import Kept
 
 
 def cut(
@@ -60,8 +61,9 @@ def heal(
     teacher: Path,
     data: Latents,
     extra: list[L.Callback],
+    kept: Kept | None = None,
 ) -> SanaTransformer2DModel:
-    """Returns the healed student's EMA."""
+    """Returns the healed student's EMA; with `kept` it goes on from where a run that was killed has come."""
     torch.manual_seed(params.seed)
     module = flow.Healing(
         student.train(),
@@ -74,5 +76,5 @@ def heal(
     )
     steps = params.healing.steps
     batches = draws.Batches(data, params.healing.batch, params.seed, steps, draws.Share(0, 1))
-    flow.fit(module, batches, steps, extra, f"heal {name}")
+    flow.fit(module, batches, steps, extra, f"heal {name}", kept=kept)
     return module.averaged.eval()

@@ -16,17 +16,25 @@ if TYPE_CHECKING:
     import lightning as L
 
     from sana_sprint.config import Sampling, Teacher
+    from sana_sprint.training.kept import Kept
 
 
 def fine_tune(
-    params: Teacher, sampling: Sampling, foundation: Path, latents: Path, out: Path, extra: list[L.Callback]
+    params: Teacher,
+    sampling: Sampling,
+    foundation: Path,
+    latents: Path,
+    out: Path,
+    extra: list[L.Callback],
+    kept: Kept | None = None,
 ) -> None:
-    """Writes the fine-tuned teacher as a stock SanaPipeline folder that shares the foundation's frozen parts."""
+    """Writes the fine-tuned teacher as a stock SanaPipeline folder that shares the foundation's frozen parts; with
+    `kept` it goes on from where a run that was killed has come."""
     torch.manual_seed(params.seed)
     data = Latents(latents, "train")
     teacher = build.dense_time(bundle.load_transformer(foundation)).train()
     module = flow.FlowTraining(teacher, Text(*data.null), params.flow, params.seed)
     batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
-    flow.fit(module, batches, params.flow.steps, extra, "teacher", params.precision)
+    flow.fit(module, batches, params.flow.steps, extra, "teacher", params.precision, kept)
     averaged = module.averaged.eval()
     bundle.save_teacher(out, averaged, bundle.load_frozen_parts(foundation), sampling.teacher_shift)

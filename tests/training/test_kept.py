@@ -1,0 +1,163 @@
+"""A flow training that was killed, or asked to end, goes on from its state to the weights of an undisturbed one."""
+
+import os
+import shutil
+import signal
+
+import lightning as L
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from sana_sprint import config, storage
+from sana_sprint.data.loader import Latents
+from sana_sprint.models import networks
+from sana_sprint.models.networks import Text
+from sana_sprint.training import callbacks, draws, flow, kept, shrink
+from tests.training.test_job import limited_files
+from tests.training.test_shrink_convert import SMOKE, data, prune_params  # noqa: F401  fixtures
+
+STEPS = 14
+
+
+class Disturb(L.Callback):
+    """Does something in the middle of a step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == self.step:
+            self.what()
+
+
+def crash():
+    raise KeyboardInterrupt
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def teacher_params():
+    params = config.parse(config.Teacher, "teacher", SMOKE)
+    fast = {"flow": params.flow.model_copy(update={"steps": STEPS, "batch": 8}), "checkpoint_every": 4}
+    return params.model_copy(update=fast)
+
+
+class Training:
+    """The same short fine-tune again and again, in one place."""
+
+    def __init__(self, root, params, latents):
+        self.root, self.params, self.latents, self.data = root, params, latents, Latents(latents, "train")
+        self.keep = None
+
+    def run(self, what=None, at=0, params=None):
+        """Trains as far as it comes; returns the digest of trained weights and EMA, and the curves."""
+        params = params or self.params
+        key = storage.digest_of(params.model_dump())
+        self.keep = kept.Kept(self.root / "checkpoints", key, params)
+        watch = callbacks.Curves(self.keep.curves, None, 2, self.keep.start)
+        module = flow.FlowTraining(tiny.transformer().train(), Text(*self.data.null), params.flow, params.seed)
+        batches = draws.Batches(self.data, params.flow.batch, params.seed, STEPS, draws.Share(0, 1))
+        extra = [watch] + ([Disturb(at - self.keep.start, what)] if what else [])
+        flow.fit(module, batches, STEPS, extra, "teacher", kept=self.keep)
+        self.keep.end(self.root / "curves.json")
+        weights = {name: weight.tolist() for name, weight in module.state_dict().items()}
+        return storage.digest_of(weights), storage.read_json(self.root / "curves.json")
+
+    def steps(self):
+        return sorted(int(path.name[-7:]) for path in self.keep.folder.glob("step-*"))
+
+
+@pytest.fixture
+def training(tmp_path, teacher_params, latents_folder):
+    return Training(tmp_path / "one", teacher_params, latents_folder)
+
+
+@pytest.fixture
+def straight(tmp_path, teacher_params, latents_folder):
+    """What a run gives that nothing disturbs."""
+    return Training(tmp_path / "straight", teacher_params, latents_folder).run()
+
+
+def test_a_run_that_broke_off_goes_on_bit_for_bit(training, straight, capsys):
+    with pytest.raises(SystemExit):  # Lightning's own answer to an interrupt
+        training.run(crash, at=9)
+    assert training.steps() == [4, 8]
+    assert training.run() == straight
+    assert "going on from" in capsys.readouterr().out
+    assert not training.keep.folder.exists()
+
+
+def test_one_that_is_asked_to_end_saves_its_whole_step_first(training, straight, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        training.run(sigterm, at=5)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert training.steps() == [4, 6]
+    assert "asked to stop: writing a checkpoint first" in capsys.readouterr().err
+    assert training.run() == straight
+
+
+def test_a_cut_checkpoint_is_named_and_the_one_before_is_taken(training, straight, capsys):
+    with pytest.raises(SystemExit):
+        training.run(crash, at=9)
+    weights = training.keep.folder / "step-0000008/averaged.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    assert training.run() == straight
+    told = capsys.readouterr()
+    assert "step-0000008: half-written checkpoint (averaged.safetensors does not match its digest); skipped" in told.err
+    assert "step-0000004" in told.out
+
+
+def test_a_run_of_other_params_starts_from_zero(training, teacher_params):
+    with pytest.raises(SystemExit):
+        training.run(crash, at=9)
+    other = teacher_params.model_copy(update={"seed": 1})
+    mine = training.run(params=other)
+    assert mine == Training(training.root.parent / "two", other, training.latents).run()
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(training, straight, capsys):
+    """Files above 20 kB cannot be written, as on a full disk: curves can, weights cannot."""
+    with limited_files() as limit:
+        limit(20_000)
+        assert training.run() == straight
+    assert "warning: no checkpoint of step 4: " in capsys.readouterr().err
+
+
+def test_healing_goes_on_bit_for_bit_too(tmp_path, prune_params, data, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    teacher = tmp_path / "teacher"
+    networks_of = tiny.transformer()
+    networks_of.save_pretrained(teacher / "transformer")
+    params = prune_params.model_copy(
+        update={"healing": prune_params.healing.model_copy(update={"steps": STEPS, "batch": 8}), "checkpoint_every": 4}
+    )
+
+    def heal(*extra):
+        keep = kept.of("prune/small", [teacher], params)
+        watch = callbacks.Curves(keep.curves, None, 2, keep.start)
+        student = networks.embed_guidance(tiny.transformer())
+        healed = shrink.heal(params, "small", student, teacher, data, [watch, *extra], keep)
+        keep.end(tmp_path / "curves.json")
+        return storage.digest_of({k: v.tolist() for k, v in healed.state_dict().items()})
+
+    straight = heal()
+    with pytest.raises(SystemExit):
+        heal(Disturb(10, crash))
+    assert (tmp_path / "data/checkpoints/prune/small/step-0000008").is_dir()
+    assert heal() == straight
+
+
+def test_what_is_kept_is_safetensors_and_what_torch_reads_without_running_it(training):
+    with pytest.raises(SystemExit):
+        training.run(crash, at=9)
+    place = shutil.copytree(training.keep.folder / "step-0000008", training.root / "copy")
+    assert {path.name for path in place.iterdir()} == {
+        "transformer.safetensors", "averaged.safetensors", "optimisers.pt", "checkpoint.json",
+    }  # fmt: skip
+    assert load_file(place / "averaged.safetensors").keys() == load_file(place / "transformer.safetensors").keys()
