@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sana_sprint import storage
-from sana_sprint.registry import audit, history, packed, promote, store, transfer, versions
+from sana_sprint.registry import ancestry, audit, history, packed, promote, store, transfer, versions
 from tests.registry.conftest import NAME, evaluation
 from tests.registry.test_promote import promoted
 from tests.test_cli import call, refused
@@ -95,6 +95,11 @@ def test_over_two_hops_every_registry_s_history_and_name_goes_along(model, other
         (stores[0], "rollback", "1"),
         (stores[1], "promote", "1"),
     ]
+    came = ancestry.of_version(prod, prod.get_model_version(model.name, "1"))
+    assert came["transferred"] == {"from": origins, "past": past}
+    words = ancestry.in_words(came)["transferred"]
+    assert words[f"from {stores[0]}"].startswith(f"models:/{model.name}/2 by ")
+    assert words[f"entry 3 of {stores[0]}"].startswith("rollback, 2 -> 1, by ")
     entries = [*history.read(dev, model.name).entries[1:], *history.read(other, model.name).entries]
     assert [event["digest"] for event in past] == [entry.digest for entry in entries]
     transfer.transfer(dev, f"models:/{model.name}/2", prod.tracking_uri)

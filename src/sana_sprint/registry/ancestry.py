@@ -6,7 +6,7 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint.registry import lineage, origin
+from sana_sprint.registry import lineage, origin, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,10 @@ def read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
 
 def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     """Returns where a version comes from: code, data, the profile, the runs of its stages with the parameters and the
-    machine of each, the machine that registered it, digests."""
+    machine of each, the machine that registered it, digests; of one that came from other registries, each of these and
+    the moves of their histories that name it, oldest first."""
     tags = version.tags
+    came = {"from": transfer.listed(tags, transfer.ORIGIN), "past": transfer.listed(tags, transfer.PAST)}
     runs = {key.removeprefix(RUN_TAG): value for key, value in tags.items() if key.startswith(RUN_TAG)}
     return {
         "version": f"{version.name} version {version.version}",
@@ -50,7 +52,7 @@ def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         "runs": {stage: of_run(server, run_id) for stage, run_id in sorted(runs.items())},
         "made_on": read(tags, origin.MADE_ON),
         "requirements_lock_sha256": tags.get("environment_digest", "not recorded"),
-    }
+    } | ({"transferred": came} if came["from"] else {})
 
 
 def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
@@ -71,12 +73,21 @@ def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
 
 
 def in_words(told: dict[str, Any]) -> dict[str, Any]:
-    """Returns what `of_version` tells with each machine in one line, for a tree that one reads."""
+    """Returns what `of_version` tells with each machine, registry and move in one line, for a tree that one reads."""
     runs = {
         stage: one | ({"made_on": origin.machine_told(one["made_on"])} if "made_on" in one else {})
         for stage, one in told["runs"].items()
     }
-    return told | {"runs": runs, "made_on": origin.machine_told(told["made_on"])}
+    told = told | {"runs": runs, "made_on": origin.machine_told(told["made_on"])}
+    if came := told.get("transferred"):
+        lines = {f"from {one['store']}": f"{one['version']} by {one['by']}, {one['at']}" for one in came["from"]}
+        moves = {f"entry {one['entry']} of {one['store']}": _move(one) for one in came["past"]}
+        told["transferred"] = lines | moves
+    return told
+
+
+def _move(event: Mapping[str, Any]) -> str:
+    return f"{event['action']}, {event['from'] or 'none'} -> {event['to'] or 'none'}, by {event['user']}, {event['at']}"
 
 
 def uses(server: MlflowClient, digest: str) -> dict[str, list[dict[str, Any]]]:
