@@ -41,7 +41,7 @@ def main() -> None:
             params=params,
             sampling=sampling,
             sigma_d=trig.sigma_d,
-            key=storage.digest_of([inputs, params.model_dump(), trig.model_dump()]),
+            key=storage.digest_of([inputs, params.made_of(), trig.model_dump()]),
             recorder=run.recorder(),
             scorer=scorer if params.score_prompts else None,
         )

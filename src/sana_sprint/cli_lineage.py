@@ -64,7 +64,7 @@ def lineage(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what a version was made from: code, data, parameters, runs, machine, packages."""
+    """Tell what a version was made from: code, data, parameters, runs, machine, packages, other registries."""
     from sana_sprint.registry import ancestry, versions
 
     client = cli_registry.server()

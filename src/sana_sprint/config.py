@@ -243,6 +243,10 @@ class Kept(Section):
     checkpoint_every: Positive
     keep_checkpoints: Positive
 
+    def made_of(self) -> dict[str, Any]:
+        """Returns the params that what is trained depends on: all but these two."""
+        return self.model_dump(exclude={"checkpoint_every", "keep_checkpoints"})
+
 
 class Teacher(Kept):
     """Stage teacher: fine-tune with dense time and QK-norm, all layers together."""

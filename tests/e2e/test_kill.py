@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ MOMENTS = {
     "prepare": "data/.unfinished-raw-*/spool*",
     "foundation": "autoencoder  36/36",
     "encode": "data/cache/latents/smoke/captions-*.safetensors",
-    "teacher": "teacher  20/20",
+    "teacher": "data/checkpoints/teacher/step-0000016",
     "prune@small": "heal small  20/20",
     "convert@small": "data/models/trigflow/.unfinished-small-*",
     "distill@small": "data/checkpoints/distill/small/step-0000004",
@@ -52,6 +54,7 @@ OUTAGES = {
     "end": ("evaluate@base", "evaluate student 1", "s3", 0.0),
 }
 AWAY, BACK = "does not take records", "takes records again"
+ENDLESS = "  precision: 32-true\n  flow:\n    steps: 20000\n"
 EXPERIMENT = "r.experiment_id = (select experiment_id from experiments where name = 'sana-sprint-smoke')"
 
 
@@ -81,24 +84,31 @@ def wait_for(process: subprocess.Popen[bytes], root: Path, log: Path, stage: str
         time.sleep(0.01)
 
 
-def begin(clone: Clone, team: parts.Team, command: tuple[str, ...], name: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """Starts the command of a try, has the part of the server die that it is to lose, and back. Returns process and
-    log."""
+@contextmanager
+def begun(
+    clone: Clone, team: parts.Team, command: tuple[str, ...], name: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Starts the command of a try and has the part of the server die that it is to lose, and back. Yields process and
+    log; none of it outlives the block."""
     log = clone.root.parent / f"{name}.log"
     process = clone.start(log, *command)
-    if name in OUTAGES:
-        stage, moment, part, seconds = OUTAGES[name]
-        wait_for(process, clone.root, log, stage, moment)
-        with getattr(team, part).down(seconds):
-            wait_for(process, clone.root, log, stage, AWAY)
-    return process, log
+    try:
+        if name in OUTAGES:
+            stage, moment, part, seconds = OUTAGES[name]
+            wait_for(process, clone.root, log, stage, moment)
+            with getattr(team, part).down(seconds):
+                wait_for(process, clone.root, log, stage, AWAY)
+        yield process, log
+    finally:
+        if process.poll() is None:
+            kill_tree(process)
 
 
 def kill_in(clone: Clone, team: parts.Team, command: tuple[str, ...], stage: str) -> str:
     """Starts a command, kills its process group in the middle of a stage, and returns what it had printed."""
-    process, log = begin(clone, team, command, stage)
-    wait_for(process, clone.root, log, stage, MOMENTS[stage])
-    (kill_tree if stage == "distill@small" else kill)(process)
+    with begun(clone, team, command, stage) as (process, log):
+        wait_for(process, clone.root, log, stage, MOMENTS[stage])
+        (kill_tree if stage == "distill@small" else kill)(process)
     assert clone.quiet(GONE_S) == []
     return log.read_text(errors="replace")
 
@@ -122,8 +132,8 @@ def disturbed(tmp_path_factory, team):
         logs[stage] = kill_in(clone, team, command, stage)
         if stage == "distill@base":
             half_write(sorted((clone.root / "data/checkpoints/distill/base").glob("step-*"))[-1])
-    process, log = begin(clone, team, to(stage, ""), "end")
-    assert process.wait(LIMIT_S) == 0, log.read_text()[-4000:]
+    with begun(clone, team, to(stage, ""), "end") as (process, log):
+        assert process.wait(LIMIT_S) == 0, log.read_text()[-4000:]
     logs["end"] = log.read_text()
     return clone, logs
 
@@ -211,7 +221,7 @@ def test_distill_goes_on_from_its_last_checkpoint(disturbed, team):
 @pytest.mark.parametrize(("after", "kept"), [("prune@small", "teacher"), ("convert@small", "prune/small")])
 def test_teacher_and_healing_go_on_from_their_last_checkpoint(disturbed, after, kept):
     root, logs = disturbed[0].root, disturbed[1]
-    assert f"going on from data/checkpoints/{kept}/step-0000016" in logs[after]  # killed after step 20
+    assert f"going on from data/checkpoints/{kept}/step-0000016" in logs[after]  # killed in the steps after it
     assert not (root / "data/checkpoints" / kept).exists()
 
 
@@ -297,21 +307,25 @@ def test_dvc_pushes_pulls_and_collects_on_the_same_object_store(disturbed, team)
     assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
 
 
-def test_a_stage_ends_when_dvc_alone_is_killed(disturbed):
+def test_a_training_saves_and_ends_when_dvc_alone_is_killed(disturbed, team):
     """Else the next `dvc repro` would run beside a stage that still writes."""
     clone, _ = disturbed
-    before = clone.outputs()
-    log = clone.root.parent / "orphan.log"
-    process = clone.start(log, "dvc", "repro", "--force", "--single-item", "teacher")
-    deadline = time.monotonic() + WAIT_S
-    while not any("pipelines/teacher.py" in " ".join(one.cmdline()) for one in clone.processes()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(3)  # the stage has opened its run by now
+    before, profile = clone.outputs(), clone.root / "profiles/smoke.yaml"
+    text = profile.read_text()
+    profile.write_text(text.replace("  precision: 32-true\n  flow:\n    steps: 20\n", ENDLESS, 1))
+    log, place = clone.root.parent / "orphan.log", clone.root / "data/checkpoints/teacher"
+    process = clone.start(log, "dvc", "repro", "--single-item", "teacher")
+    wait_for(process, clone.root, log, "teacher", "data/checkpoints/teacher/step-0000008")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert clone.quiet() == []
-    assert "`dvc` is gone, so this stage ends too" in log.read_text()
+    told = log.read_text()
+    assert "`dvc` is gone, so this stage ends too" in told
+    assert "asked to stop: writing a checkpoint first" in told
+    assert not list(place.glob(f"{storage.UNFINISHED}*"))
+    query = f"select status from runs r where {EXPERIMENT} and name = '06 teacher' order by start_time desc limit 1"
+    assert team.postgres.rows(query) == [("KILLED",)]
+    profile.write_text(text)
     clone.run("dvc", "repro")
     assert clone.outputs() == before
     assert "up to date" in clone.run("dvc", "status", "dvc.yaml")

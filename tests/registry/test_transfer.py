@@ -98,12 +98,20 @@ def test_over_two_hops_every_registry_s_history_and_name_goes_along(model, other
     came = ancestry.of_version(prod, prod.get_model_version(model.name, "1"))
     assert came["transferred"] == {"from": origins, "past": past}
     words = ancestry.in_words(came)["transferred"]
-    assert words[f"from {stores[0]}"].startswith(f"models:/{model.name}/2 by ")
-    assert words[f"entry 3 of {stores[0]}"].startswith("rollback, 2 -> 1, by ")
+    assert words["from"]["1"].startswith(f"models:/{model.name}/2 of {stores[0]}, by ")
+    assert words["moves"]["2"].startswith(f"rollback 2 -> 1 in {stores[0]}, by ")
+    assert words["moves"]["3"].endswith("(entry 1 there)")
     entries = [*history.read(dev, model.name).entries[1:], *history.read(other, model.name).entries]
     assert [event["digest"] for event in past] == [entry.digest for entry in entries]
     transfer.transfer(dev, f"models:/{model.name}/2", prod.tracking_uri)
     assert known() == (origins, past)
+
+
+def test_moves_from_before_there_were_entries_or_two_hops_are_told_too():
+    event = {"action": "promote", "from": None, "to": "1", "user": "ann", "at": "2026-01-01"}
+    told = {"runs": {}, "made_on": {}, "transferred": {"from": [], "past": [event]}}
+    line = "promote none -> 1 in unknown, by ann, 2026-01-01 (before there were entries)"
+    assert ancestry.in_words(told)["transferred"]["moves"] == {"1": line}
 
 
 def test_the_gates_of_the_other_registry_judge_it_and_its_history_is_its_own(model, other, rules):

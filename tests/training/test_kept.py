@@ -7,6 +7,7 @@ import signal
 import lightning as L
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file
 
 from sana_sprint import config, storage
@@ -102,6 +103,58 @@ def test_one_that_is_asked_to_end_saves_its_whole_step_first(training, straight,
     assert training.run() == straight
 
 
+def test_one_that_is_asked_to_end_in_its_last_step_has_nothing_left_to_train(training, straight):
+    with pytest.raises(SystemExit):
+        training.run(sigterm, at=STEPS - 1)
+    assert training.steps()[-1] == STEPS
+    assert training.run() == straight
+
+
+def test_a_broken_newest_checkpoint_does_not_push_out_the_new_ones(training, teacher_params):
+    one = teacher_params.model_copy(update={"keep_checkpoints": 1})
+    with pytest.raises(SystemExit):
+        training.run(crash, at=9, params=one)
+    os.truncate(training.keep.folder / "step-0000008/averaged.safetensors", 1)
+    (training.keep.folder / ".unfinished-step-0000010-abcdefgh").mkdir()  # of a kill in the middle of a save
+    with pytest.raises(SystemExit):
+        training.run(crash, at=6, params=one)
+    assert sorted(path.name for path in training.keep.folder.iterdir()) == ["curves.json", "step-0000004"]
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(training, monkeypatch):
+    monkeypatch.delenv("SANA_SPRINT_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(SystemExit):
+            training.run(crash, at=5)
+        torch.set_num_threads(1)
+        with pytest.raises(SystemExit):
+            training.run(crash, at=6)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("SANA_SPRINT_THREADS", "1")
+        torch.set_num_threads(1)
+        training.run()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_kept_serves_the_same_inputs_and_params_alone(tmp_path, monkeypatch, teacher_params):
+    monkeypatch.chdir(tmp_path)
+    made_of = tmp_path / "latents"
+    made_of.write_text("one")
+
+    def key(name="teacher", **changes):
+        return kept.of(name, [made_of], teacher_params.model_copy(update=changes)).key
+
+    first = key()
+    assert key(checkpoint_every=1, keep_checkpoints=5) == first
+    assert first not in (key("prune/small"), key(seed=1))
+    made_of.write_text("two")
+    assert key() != first
+
+
 def test_a_cut_checkpoint_is_named_and_the_one_before_is_taken(training, straight, capsys):
     with pytest.raises(SystemExit):
         training.run(crash, at=9)
@@ -161,3 +214,5 @@ def test_what_is_kept_is_safetensors_and_what_torch_reads_without_running_it(tra
         "transformer.safetensors", "averaged.safetensors", "optimisers.pt", "checkpoint.json",
     }  # fmt: skip
     assert load_file(place / "averaged.safetensors").keys() == load_file(place / "transformer.safetensors").keys()
+    (moments,) = torch.load(place / "optimisers.pt", weights_only=True)
+    assert moments["state"]

@@ -36,6 +36,15 @@ def test_a_cut_has_the_size_asked_and_a_silent_guidance_embedder(prune_params, d
     assert torch.equal(low, high)
 
 
+@pytest.mark.gpu
+def test_a_network_on_an_accelerator_is_cut_as_on_the_cpu(prune_params, data):
+    size = config.Size(layers=1, heads=1, mlp_ratio=1.5)
+    _, expected = shrink.cut(prune_params, size, tiny.transformer(), data)
+    student, scores = shrink.cut(prune_params, size, tiny.transformer().cuda(), data)
+    assert scores == pytest.approx(expected, rel=1e-3)
+    assert student.config.num_attention_heads == 1
+
+
 def test_a_size_larger_than_the_teacher_is_refused_by_its_numbers(prune_params, data):
     with pytest.raises(ValueError, match=r"prune.sizes: 9 layers and 2 heads do not fit into a teacher of 2 layers"):
         shrink.cut(prune_params, config.Size(layers=9, heads=2, mlp_ratio=2.0), tiny.transformer(), data)

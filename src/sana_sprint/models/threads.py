@@ -31,6 +31,13 @@ def use_fastest(cores: int | None = None) -> int:
     return threads
 
 
+def go_on_with(threads: int) -> None:
+    """Sets the number of threads that a training began with, since sums over another number are rounded in another
+    order. SANA_SPRINT_THREADS decides instead where it is set."""
+    if not os.environ.get("SANA_SPRINT_THREADS"):
+        torch.set_num_threads(threads)
+
+
 @contextmanager
 def one() -> Iterator[None]:
     """Computes with one thread: sums over several are rounded in another order, so that a score's last digits would

@@ -80,14 +80,21 @@ def in_words(told: dict[str, Any]) -> dict[str, Any]:
     }
     told = told | {"runs": runs, "made_on": origin.machine_told(told["made_on"])}
     if came := told.get("transferred"):
-        lines = {f"from {one['store']}": f"{one['version']} by {one['by']}, {one['at']}" for one in came["from"]}
-        moves = {f"entry {one['entry']} of {one['store']}": _move(one) for one in came["past"]}
-        told["transferred"] = lines | moves
+        lines = [f"{one['version']} of {one['store']}, by {one['by']}, {one['at']}" for one in came["from"]]
+        told["transferred"] = {"from": _numbered(lines), "moves": _numbered([_move(one) for one in came["past"]])}
     return told
 
 
+def _numbered(lines: list[str]) -> dict[str, str]:
+    return {str(number): line for number, line in enumerate(lines, 1)}
+
+
 def _move(event: Mapping[str, Any]) -> str:
-    return f"{event['action']}, {event['from'] or 'none'} -> {event['to'] or 'none'}, by {event['user']}, {event['at']}"
+    """Returns a move in words; those of before there were entries, or one registry to come through, lack some."""
+    told = {"from": "none", "to": "none", "user": "unknown", "at": "unknown", "store": "unknown"}
+    told |= {key: value for key, value in event.items() if value is not None}
+    entry = f"entry {event['entry']} there" if "entry" in event else "before there were entries"
+    return "{action} {from} -> {to} in {store}, by {user}, {at}".format(**told) + f" ({entry})"
 
 
 def uses(server: MlflowClient, digest: str) -> dict[str, list[dict[str, Any]]]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 T = TypeVar("T")
-ORPHAN_POLL_S = 0.5
+ORPHAN_POLL_S, GRACE_S = 0.5, 60.0
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, outbox.METRICS_PER_BATCH  # limits of MLflow's log-batch request
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on file size
 
@@ -210,13 +210,15 @@ sys.excepthook = _hook
 
 
 def _end_with(owner: str) -> None:
-    """Kills this process when the `dvc` above it, named by `owner`, is gone: the next `dvc repro` must not meet
-    a stage of the last one that still writes.
+    """Ends this process when the `dvc` above it, named by `owner`, is gone: the next `dvc repro` must not meet a stage
+    of the last one that still writes. A training gets GRACE_S to write a checkpoint; all else ends at once.
     """
     while not lineage.is_dead(owner):
         time.sleep(ORPHAN_POLL_S)
     sys.stderr.write("error: `dvc` is gone, so this stage ends too; run `dvc repro` again\n")
     sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -260,6 +262,8 @@ def _end_badly(run: Run, box: outbox.Outbox, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, SystemExit) and not error.code:
         status, trace = "FINISHED", ""
+    if _asked_to_end(error):
+        trace = ""
     try:
         _close(run, box, status, trace)
     except OSError as second:

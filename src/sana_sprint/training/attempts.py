@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sana_sprint.models import threads
 from sana_sprint.training import batches, callbacks, checkpoints, distill, draws, grids, health, saving
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def train(job: Job, share: draws.Share, source: Path | None, attempt: int, strat
 
     turns, p = job.params.turns, job.params
     state = checkpoints.state(source) if source else None
+    if state and state.get("workers") == share.world:
+        threads.go_on_with(state["threads"])
     start, watch = state["iteration"] if state else 0, health.Health(p, state)
     module, data, drawn = pieces(job, share, attempt, watch)
     curves = callbacks.Curves(job.curves, job.recorder, turns * p.log_every, turns * start, lambda _: watch.values)

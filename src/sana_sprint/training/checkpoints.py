@@ -70,6 +70,12 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Removes what was being written when a run was killed, at any iteration."""
+    for unfinished in folder.glob(f"{storage.UNFINISHED}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def state(path: Path) -> dict[str, Any]:
     """Returns the content of a checkpoint's checkpoint.json, {} where there is none that can be read."""
     try:

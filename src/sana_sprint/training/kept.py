@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sana_sprint import storage
+from sana_sprint.models import threads
 from sana_sprint.training import callbacks, checkpoints, saving
 
 if TYPE_CHECKING:
@@ -22,23 +24,26 @@ ROOT = Path("data/checkpoints")
 
 class Kept(L.Callback):
     """Restores at the start, and saves every `checkpoint_every` steps and when the process is asked to end (SIGTERM),
-    with the curves so far. The last step is not saved: what is trained is the caller's from then on, who calls `end`
-    once it lies where it belongs."""
+    with the curves so far. What is trained is the caller's in the end, who calls `end` once it lies where it belongs.
+    One process at a time has the folder, in which nothing but the newest whole checkpoint and those before it stay."""
 
     def __init__(self, folder: Path, key: str, params: Params) -> None:
         self.folder, self.key, self.params = folder, key, params
+        checkpoints.sweep(folder)
         self.source = checkpoints.newest(folder, key)
         self.start = self.done = int(checkpoints.state(self.source)["iteration"]) if self.source else 0
+        checkpoints.forget_after(folder, self.start)
 
     @property
     def curves(self) -> Path:
         """Where the curves so far lie: DVC empties their place in data/metrics when a stage begins."""
         return self.folder / "curves.json"
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Loads the checkpoint to continue from."""
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Loads the checkpoint to continue from. Lightning calls this even where no step is left to train."""
         if self.source:
             sys.stdout.write(f"going on from {self.source}\n")
+            threads.go_on_with(checkpoints.state(self.source)["threads"])
             saving.restore(self.source, pl_module, trainer.optimizers)
 
     def on_train_batch_start(
@@ -60,13 +65,14 @@ class Kept(L.Callback):
         """Saves when the process is asked to end, which Lightning tells once a step is whole."""
         if isinstance(exception, SIGTERMException) and self.done > self.start:
             sys.stderr.write("asked to stop: writing a checkpoint first\n")
-            self.save(trainer, pl_module)
+            with callbacks.despite_full_disk(f"checkpoint of step {self.done}"):
+                self.save(trainer, pl_module)
 
     def save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Writes curves and checkpoint."""
         for curves in (c for c in trainer.callbacks if isinstance(c, callbacks.Curves)):  # type: ignore[attr-defined]
             curves.save()
-        state = {"iteration": self.done, "key": self.key, "proved": 0}
+        state = {"iteration": self.done, "key": self.key, "proved": 0, "threads": torch.get_num_threads()}
         saving.save(self.folder, module, trainer.optimizers, state, self.params.keep_checkpoints)
 
     def end(self, curves: Path) -> None:
@@ -77,5 +83,5 @@ class Kept(L.Callback):
 
 def of(name: str, inputs: list[Path], params: Params) -> Kept:
     """Returns where a training of these inputs and params keeps its state, and what it kept there before."""
-    key = storage.digest_of([[storage.digest(path) for path in inputs], name, params.model_dump()])
+    key = storage.digest_of([[storage.digest(path) for path in inputs], name, params.made_of()])
     return Kept(ROOT / name, key, params)

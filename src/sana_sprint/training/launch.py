@@ -32,10 +32,13 @@ def run(job: Job) -> Path:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from sana_sprint.training import checkpoints
+
     if job.finished():
         return job.final
     for old in faults(job):
         old.unlink()
+    checkpoints.sweep(job.checkpoints)
     with cluster.Joined() as place, tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             train_on_worker,

@@ -137,4 +137,5 @@ class Checkpoints(L.Callback):
         scores = {n: v for n, v in self.health.values.items() if drawn and n.startswith("score/")}
         state = {"iteration": iteration, "attempt": module.attempt, "key": self.key, "scores": scores}
         state |= {"best_score": self.health.best, "proved": self.health.proved}
+        state |= {"workers": module.share.world, "threads": torch.get_num_threads()}
         save(self.folder, module, trainer.optimizers, state, self.params.keep_checkpoints, shards)

@@ -46,11 +46,12 @@ def cut(
 def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> torch.Tensor:
     """Returns the flow loss of a network on the calibration samples, over all times."""
     rows = data.batch(0, params.calibration_samples, params.seed)
-    numbers = draws.Draws(params.seed, 0, len(rows), draws.Share(0, 1), "cpu")
-    x_0 = data.x[rows]
+    device = next(network.parameters()).device
+    numbers = draws.Draws(params.seed, 0, len(rows), draws.Share(0, 1), device)
+    x_0 = data.x[rows].to(device)
     s_B = times.logit_normal(numbers.normal(), params.healing.time_mean, params.healing.time_std)
     z = numbers.normal(*x_0.shape[1:])
-    v = networks.flow_velocity(network, Text(*data.text(rows)))
+    v = networks.flow_velocity(network, Text(*data.text(rows)).to(device))
     return flow_maths.loss(v(flow_maths.interpolate(x_0, z, s_B), s_B), x_0, z)
 
 
