@@ -5,6 +5,7 @@ and back."""
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -154,7 +155,9 @@ def test_a_stage_goes_on_while_a_part_of_the_server_is_away_and_sends_what_waite
     mine = after.partition("Running stage")[0]
     assert mine.count(AWAY) == 1, f"{part}: {mine}"
     assert mine.count(BACK) == 1, f"{part}: {mine}"
-    assert "Traceback" not in mine
+    assert not re.search(
+        "^Traceback", mine, re.MULTILINE
+    )  # of the stage; Ray's own of a busy machine stand behind a name
 
 
 def test_the_outputs_are_those_of_an_undisturbed_run(disturbed, finished):
