@@ -44,7 +44,7 @@ demo: .venv/ready ## the whole road on the profile of params.yaml (PROFILE=digit
 
 student@%: export SANA_SPRINT_THREADS ?= $(if $(filter 1,$(AT_ONCE)),,$(THREADS_EACH))
 student@%: .venv/ready
-	dvc --wait-for-lock repro --single-item prune@$* convert@$* distill@$* schedule@$* 2>&1 | sed --unbuffered 's/^/$*: /'
+	dvc --wait-for-lock repro --single-item prune@$* convert@$* distill@$* schedule@$* 2>&1 | (trap '' INT; exec sed --unbuffered 's/^/$*: /')
 
 ablation: .venv/ready ## distils again with keys changed, one variant after the other, and tells what each is worth; VARIANTS="sprint scm" for some
 	@sana-sprint recover

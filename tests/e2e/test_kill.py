@@ -310,20 +310,31 @@ def test_dvc_pushes_pulls_and_collects_on_the_same_object_store(disturbed, team)
     assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
 
 
-def test_a_training_saves_and_ends_when_dvc_alone_is_killed(disturbed, team):
+def kill_dvc_alone(process):
     """Else the next `dvc repro` would run beside a stage that still writes."""
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def interrupt(process):
+    """What the terminal does to all of them on Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("end", "says"), [(kill_dvc_alone, "`dvc` is gone, so this stage ends too"), (interrupt, "")])
+def test_a_training_saves_and_ends_when_dvc_alone_is_killed_and_on_ctrl_c(disturbed, team, end, says):
     clone, _ = disturbed
     before, profile = clone.outputs(), clone.root / "profiles/smoke.yaml"
     text = profile.read_text()
     profile.write_text(text.replace("  precision: 32-true\n  flow:\n    steps: 20\n", ENDLESS, 1))
-    log, place = clone.root.parent / "orphan.log", clone.root / "data/checkpoints/teacher"
+    log, place = clone.root.parent / f"{end.__name__}.log", clone.root / "data/checkpoints/teacher"
     process = clone.start(log, "dvc", "repro", "--single-item", "teacher")
     wait_for(process, clone.root, log, "teacher", "data/checkpoints/teacher/step-0000008")
-    os.kill(process.pid, signal.SIGKILL)
+    end(process)
     process.wait()
     assert clone.quiet() == []
     told = log.read_text()
-    assert "`dvc` is gone, so this stage ends too" in told
+    assert says in told
+    assert "Traceback" not in told
     assert "asked to stop: writing a checkpoint first" in told
     assert not list(place.glob(f"{storage.UNFINISHED}*"))
     query = f"select status from runs r where {EXPERIMENT} and name = '06 teacher' order by start_time desc limit 1"

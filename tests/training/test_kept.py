@@ -40,6 +40,15 @@ def sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_twice():
+    interrupt()
+    interrupt()
+
+
 @pytest.fixture
 def teacher_params():
     params = config.parse(config.Teacher, "teacher", SMOKE)
@@ -92,14 +101,23 @@ def test_a_run_that_broke_off_goes_on_bit_for_bit(training, straight, capsys):
     assert not training.keep.folder.exists()
 
 
-def test_one_that_is_asked_to_end_saves_its_whole_step_first(training, straight, capsys):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("ask", [sigterm, interrupt])
+def test_one_that_is_asked_to_end_saves_its_whole_step_first(training, straight, capsys, ask):
+    before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as ended:
-        training.run(sigterm, at=5)
+        training.run(ask, at=5)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)] == before
     assert training.steps() == [4, 6]
     assert "asked to stop: writing a checkpoint first" in capsys.readouterr().err
+    assert training.run() == straight
+
+
+def test_a_second_interrupt_ends_in_the_middle_of_a_step(training, straight, capsys):
+    with pytest.raises(SystemExit):  # Lightning's own answer to an interrupt
+        training.run(interrupt_twice, at=5)
+    assert training.steps() == [4]
+    assert "writing a checkpoint" not in capsys.readouterr().err
     assert training.run() == straight
 
 

@@ -160,17 +160,19 @@ def test_two_ill_workers_return_together_and_give_up_together(inputs, twenty, tm
     assert capfd.readouterr().out.count("return 1, other draws") == 1
 
 
-def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path):
-    """A checkpoint of one worker is taken up by two, in a process that gets SIGTERM; theirs by one again."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path, number):
+    """A checkpoint of one worker is taken up by two, in a process that gets SIGTERM or, with all below it, the
+    terminal's Ctrl-C; theirs by one again."""
     other = going_on(straight(1), tmp_path)
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(other))
     alone = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"SANA_SPRINT_WORKERS": "2"}
     with (tmp_path / "log").open("wb") as log:
         words = [sys.executable, "-c", DRIVER, str(tmp_path / "job.pickle")]
-        driver = subprocess.Popen(words, env=alone, stdout=log, stderr=log)
+        driver = subprocess.Popen(words, env=alone, stdout=log, stderr=log, start_new_session=True)
     wait_until(lambda: bool(workers_at_work(driver.pid)))  # seconds before their first step
     below = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGTERM)
+    os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
     code = driver.wait(GONE_S)
     said = (tmp_path / "log").read_text()
     assert code == 128 + signal.SIGTERM, said

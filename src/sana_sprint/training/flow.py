@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sana_sprint import process
 from sana_sprint.maths import ema, flow, times
 from sana_sprint.maths.trigflow import over
 from sana_sprint.models import networks
@@ -121,7 +122,7 @@ def fit(
     kept: Kept | None = None,
 ) -> None:
     """Runs `steps` optimiser steps over data[0], data[1], ... on one device, with progress and a non-finite stop; with
-    `kept` from where its checkpoint is. Raises SystemExit after SIGTERM, once the step is whole."""
+    `kept` from where its checkpoint is. Raises SystemExit after SIGTERM or Ctrl-C, once the step is whole."""
     callbacks.quiet()
     start = kept.start if kept else 0
     trainer = L.Trainer(
@@ -140,6 +141,7 @@ def fit(
         ],
     )
     try:
-        trainer.fit(module, DataLoader(data, batch_size=None, sampler=range(start, steps)))
+        with process.interrupt_asks_to_end():
+            trainer.fit(module, DataLoader(data, batch_size=None, sampler=range(start, steps)))
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint import cluster, storage
+from sana_sprint import cluster, process, storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +60,9 @@ def run(job: Job) -> Path:
             ),
         )
         try:
-            with asked_to_stop(job.checkpoints) as asked:
-                trainer.fit()
+            with asked_to_stop(job.checkpoints) as asked, process.interrupt_asks_to_end():
+                # In the main thread Ray Train would take Ctrl-C for itself.
+                ThreadPoolExecutor(1).submit(trainer.fit).result()
         except Exception as error:
             if not faults(job):
                 raise ValueError(f"distillation of {job.size} stopped: {cluster.root_cause(error)}") from error
