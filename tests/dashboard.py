@@ -150,6 +150,7 @@ class Dashboard:
 def of_command(shown: Dashboard, words: str, folder: Path):
     """Writes the README's picture of a command's page, and returns its run."""
     run = shown.command(words)
+    shown.page.get_by_text("Show more", exact=True).first.click()
     shown.show("Description")
     shown.screenshot(folder / "mlflow-command.png")
     return run

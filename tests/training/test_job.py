@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sana_sprint import storage
-from sana_sprint.training import checkpoints
+from sana_sprint.training import checkpoints, grids
 from tests.training.small_job import changed, fit
 
 
@@ -67,6 +67,34 @@ def test_curves_of_a_stopped_job_are_those_of_a_straight_one(inputs, stopping, t
     one, other = (storage.read_json(made.curves) for made in (straight, halves))
     for name in set(one) - {"images_per_s", "peak_memory_mb"}:
         assert other[name] == (one[name] if name != "grid/diversity" else one[name][:1])  # then old news
+
+
+class Album:
+    """A recorder of pictures."""
+
+    def __init__(self):
+        self.pictures = {}
+
+    def metrics(self, values, step=None):
+        pass
+
+    def picture(self, image, name, step=None):
+        self.pictures[name, step] = image.tobytes()
+
+
+def test_the_pictures_of_a_run_that_goes_on_begin_at_the_undistilled_student_too(inputs, stopping, tmp_path):
+    """In MLflow they are series of another command, and its page shows the first of a series at step 0."""
+    before, after, params = Album(), Album(), changed(stopping, grid_every=2)
+    made = inputs.job(tmp_path, params, recorder=before, scorer=at_the_grid(lambda: ask_to_stop(made)))
+    made.checkpoints.mkdir(parents=True)
+    fit(made)
+    (made.checkpoints / checkpoints.STOP).unlink()
+    fit(inputs.job(tmp_path, params, recorder=after))
+    series = {f"distill_tiny/{steps}_step" for steps in grids.STEPS}
+    drawn = [{step for name, step in album.pictures if name in series} for album in (before, after)]
+    assert drawn == [{0, 2}, {0, 4, 6}]
+    for name in series:
+        assert before.pictures[name, 0] == after.pictures[name, 0] != before.pictures[name, 2]
 
 
 def test_a_finished_job_that_is_made_again_trains_nothing(inputs, stopping, tmp_path):

@@ -63,12 +63,13 @@ class Grids(L.Callback):
         return [pixels(self.vae.to(x_0.device), x_0) for x_0 in latents]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
-        """Scores and draws the undistilled student, before the first step of a run that begins."""
+        """Scores and draws the undistilled student. A run that goes on, whose weights are restored after this, draws it
+        too: in MLflow it belongs to another command, whose series begin with it as well."""
         if not self.watch.resumed:
             self.watch.begin(self.scores(trainer, pl_module, 0))
-            latents = self.latents(pl_module)
-            if trainer.is_global_zero and all(x_0.isfinite().all() for x_0 in latents):
-                self.write(self.draw(latents), 0)
+        latents = self.latents(pl_module)
+        if trainer.is_global_zero and all(x_0.isfinite().all() for x_0 in latents):
+            self.write(self.draw(latents), 0)
 
     def scores(self, trainer: L.Trainer, module: Distillation, iteration: int) -> dict[str, float]:
         """Returns the averaged student's quick scores by metric, {} without a scorer, and says them."""
