@@ -87,6 +87,18 @@ class Bench:
         self.turn(scheme, precision, 0)
         self.turn(scheme, precision, 1)
 
+    def state_bytes(self, scheme: str) -> int:
+        """Returns what a scheme holds between its steps once it has made one: weights of teacher, student, average and
+        heads, gradients, moments. The encoders, which ours does not need, are not counted."""
+        ours = self.ours
+        optimizers = ours.made if scheme == "ours" else self.reference.optimizers
+        networks = [self.networks.teacher, *(getattr(ours, name) for name in ours.networks)]
+        weights = [x for network in networks for x in (*network.parameters(), *network.buffers())]
+        gradients = [x.grad for x in weights if x.grad is not None]
+        states = [one.state.values() for one in optimizers.values()]
+        moments = [x for state in states for each in state for x in each.values() if isinstance(x, torch.Tensor)]
+        return meters.bytes_of([*weights, *gradients, *moments])
+
     def breakdown(self, precision: str, count: int) -> dict[str, Counter[str]]:
         """Returns the seconds of each part of an iteration for both schemes."""
         clock = meters.Clock(self.device)
@@ -163,23 +175,31 @@ def roofline(bench: Bench, precision: str, count: int) -> Iterator[str]:
 def sweep(shape: shapes.Shape, device: str, precision: str, largest: int, count: int) -> Iterator[str]:
     """Yields images/s of both schemes for batches of 1, 2, 4, ... up to what fits, with and without activation
     checkpointing."""
-    yield "\n| scheme | checkpointing | batch | images / s | peak MiB |\n|---|---|---|---|---|\n"
+    yield "\n| scheme | checkpointing | batch | images / s | peak of a step, MiB | state between steps, MiB |\n"
+    yield "|---|---|---|---|---|---|\n"
     for checkpointing in (False, True):
         for scheme in ("reference", "ours"):
             batch = 1
             while batch <= largest:
-                try:
-                    bench = Bench(shape, batch, device, precision, checkpointing)
-                    step = partial(bench.iteration, scheme, precision)
-                    s, peak = meters.medians({scheme: step}, count, device)[scheme], meters.peak_bytes(step, device)
-                except meters.OUT_OF_MEMORY:
+                found = row(shape, batch, device, precision, scheme, count, checkpointing=checkpointing)
+                meters.free(device)
+                if not found:
                     break
-                row = f"{scheme} | {checkpointing} | {batch} | {2 * batch / s:.1f} | {peak / 2**20:.0f}"
-                yield f"| {row} |\n"
-                del bench, step
+                yield f"| {scheme} | {checkpointing} | {batch} | {found} |\n"
                 batch *= 2
-            if device == "cuda":
-                torch.cuda.empty_cache()
+
+
+def row(
+    shape: shapes.Shape, batch: int, device: str, precision: str, scheme: str, count: int, *, checkpointing: bool
+) -> str:
+    """Returns images/s, peak and state of one scheme at one batch, '' where they do not fit."""
+    try:
+        bench = Bench(shape, batch, device, precision, checkpointing)
+        step = partial(bench.iteration, scheme, precision)
+        s, peak = meters.medians({scheme: step}, count, device)[scheme], meters.peak_bytes(step, device)
+    except meters.OUT_OF_MEMORY:
+        return ""
+    return f"{2 * batch / s:.1f} | {peak / 2**20:.0f} | {bench.state_bytes(scheme) / 2**20:.1f}"
 
 
 def arguments() -> argparse.Namespace:

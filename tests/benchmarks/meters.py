@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections import Counter
@@ -80,6 +81,18 @@ def peak_bytes(step: Step, device: str) -> int:
         held += event.nbytes()
         most = max(most, held)
     return most
+
+
+def bytes_of(tensors: list[torch.Tensor]) -> int:
+    """Returns the bytes of tensors, those that share their memory once."""
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def free(device: str) -> None:
+    """Gives back what earlier networks held, before larger ones are made."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 class Bytes(TorchDispatchMode):

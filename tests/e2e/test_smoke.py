@@ -88,11 +88,18 @@ def test_a_schedule_is_recorded_with_the_errors_of_its_gains_and_the_lists_thems
     assert kept.read_bytes() == (finished.clone.root / "data/models/schedule/small.json").read_bytes()
 
 
+WATCHED = {f"{network}/{name}" for network in ("student", "heads") for name in ("grad_norm", "lr")}
+WATCHED |= {"student/tangent_norm", "student/logvar", "student/drift", "student/r", "images_per_s", "peak_memory_mb"}
+WATCHED |= {"heads/real", "heads/fake", "heads/misaligned", "heads/accuracy", "grid/diversity", "score/1_step"}
+
+
 def test_params_and_curves_over_steps_are_recorded(finished):
     run = "select r.name, count(distinct m.step) from metrics m join runs r on r.run_uuid = m.run_uuid "
     curves = dict(rows(finished.clone, run + "where m.step > 0 and m.key not like 'system/%' group by r.name"))
     assert set(curves) >= {"03 foundation", "06 teacher", "07 prune small", "09 distill small", "09 distill base"}
     assert curves["09 distill small"] == 6  # 24 steps, every 4th
+    keys = "select m.key from latest_metrics m join runs r on r.run_uuid = m.run_uuid where r.name = '09 distill base'"
+    assert {key for (key,) in rows(finished.clone, keys)} >= WATCHED
     counts = "select r.name, count(*) from params p join runs r on r.run_uuid = p.run_uuid group by r.name"
     assert dict(rows(finished.clone, counts))["09 distill base"] > 20
 

@@ -53,6 +53,19 @@ def test_progress_says_step_rate_and_time_left(capsys):
     assert lines[-1].endswith("0m00s left")
 
 
+def test_metrics_of_one_network_are_shown_together():
+    values = {"student/scm": -5.2345, "student/grad_norm": 12.0, "heads/grad_norm": 0.5, "images_per_s": 48.12}
+    assert callbacks.shown(values) == "student: scm -5.23, grad_norm 12  heads: grad_norm 0.5  images_per_s 48.1"
+    assert callbacks.shown({"loss": 0.25}) == "loss 0.25"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(534.0, "8m54s"), (119.9, "2m00s"), (59.7, "1m00s"), (29.6, "0m30s"), (0.0, "0m00s")]
+)
+def test_time_left_is_told_in_whole_minutes_and_seconds(seconds, words):
+    assert callbacks.clock(seconds) == words
+
+
 @pytest.mark.parametrize(("step", "scale"), [(0, 0.1), (4, 0.5), (9, 1.0), (49, 1.0), (50, 1.0), (75, 0.5), (99, 0.02)])
 def test_the_learning_rate_warms_up_stays_and_falls(step, scale):
     assert optim.lr_scale(step, 100, 10, 0.5) == pytest.approx(scale)

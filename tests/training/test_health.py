@@ -79,7 +79,11 @@ def test_a_run_logs_what_it_watches_and_says_how_long_it_still_takes(
     assert [p.name for p in sorted(made.grids.iterdir())] == [f"iteration-{n:06d}.png" for n in (0, 3, 6)]
     said = capsys.readouterr().out
     assert "iteration 3  quick score by steps: 1 " in said
-    assert re.search(r"^distill tiny  12/12  .*  student/scm ", said, re.MULTILINE)
+    last = re.search(r"^distill tiny  12/12  (.*)$", said, re.MULTILINE).group(1)
+    groups = dict(part.split(": ") for part in last.split("  ") if ": " in part)
+    told = {f"{group}/{one.split()[0]}" for group, metrics in groups.items() for one in metrics.split(", ")}
+    assert told == {name for name in found if "/" in name}
+    assert "images_per_s" in last
     assert said.rstrip().endswith("0m00s left")
 
 

@@ -118,6 +118,40 @@ def test_log_variance_is_learned_only_if_it_is_asked_for(latents_folder, distill
     assert bool(watched["student/logvar"]) == learned
 
 
+@pytest.mark.parametrize(("precision", "least", "most"), [("float32", 0.0, 0.0), ("network", 1e-4, 0.1)])
+def test_under_autocast_the_derivative_has_the_precision_that_is_asked_for(
+    latents_folder, distill_params, precision, least, most
+):
+    made = module(latents_folder, distill_params.model_copy(update={"tangent_precision": precision}))
+    x, dxdt = SIGMA_D * tiny.latents(8), SIGMA_D * tiny.latents(8, seed=1)
+    F = made.student.velocity(seen(latents_folder).text, torch.full((8,), 4.0))
+
+    def derivative() -> Tensor:
+        with torch.no_grad():
+            return made.derivative(F, x, torch.full((8,), 0.8), dxdt)[1].float()
+
+    exact = derivative()
+    with torch.autocast("cpu", torch.bfloat16):
+        error = (derivative() - exact).norm() / exact.norm()
+    assert least <= error <= most
+
+
+def test_a_norm_that_counts_entries_weakens_the_constant_beside_it(latents_folder, distill_params):
+    """|g| / sqrt(D) meets c where |g| did: the gradient is another one, in size too."""
+    plain, by_size = (pull(latents_folder, distill_params, size_invariant_norm=on)[1] for on in (False, True))
+    assert (plain / plain.norm() - by_size / by_size.norm()).norm() > 1e-3
+
+
+@pytest.mark.parametrize("blocks", [[1], [0, 1]])
+def test_there_is_a_head_per_block_that_is_named(latents_folder, distill_params, blocks):
+    heads = distill_params.heads.model_copy(update={"blocks": blocks})
+    made = module(latents_folder, distill_params.model_copy(update={"heads": heads}))
+    here = seen(latents_folder)
+    (logits,) = made.logits([here.x_0], here)
+    tokens = (tiny.SIZE // made._teacher[0].config.patch_size) ** 2
+    assert logits.shape == (8, len(blocks) * tokens)
+
+
 # --- pairs ----------------------------------------------------------------------------------------
 
 

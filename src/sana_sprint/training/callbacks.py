@@ -53,8 +53,23 @@ def despite_full_disk(what: str) -> Iterator[None]:
         sys.stderr.write(f"warning: no {what}: {error}; free space, the run goes on\n")
 
 
+def shown(values: dict[str, float]) -> str:
+    """Returns metrics as one line, those of one network together: `student: scm -5.23, r 1  heads: hinge 0.98`."""
+    groups = defaultdict(list)
+    for name, value in values.items():
+        group, _, metric = name.rpartition("/")
+        groups[group].append(f"{metric} {value:.3g}")
+    return "  ".join(f"{group}: {', '.join(each)}" if group else ", ".join(each) for group, each in groups.items())
+
+
+def clock(seconds: float) -> str:
+    """Returns whole minutes and seconds: `8m54s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s"
+
+
 class Progress(L.Callback):
-    """Prints a line every few seconds: step, newest metrics, steps per second, time left."""
+    """Prints a line every few seconds: step, the newest of every metric, steps per second, time left."""
 
     def __init__(self, name: str, steps: int, start: int = 0, every_s: float = 5.0) -> None:
         self.name, self.steps, self.start, self.every_s = name, steps, start, every_s
@@ -74,10 +89,7 @@ class Progress(L.Callback):
         self.said_at = now
         per_s = (done - self.start) / max(now - self.started_at, 1e-9)
         left_s = (self.steps - done) / max(per_s, 1e-9)
-        numbers = "  ".join(f"{k} {v:.4g}" for k, v in list(newest(trainer).items())[:6])
-        line = (
-            f"{self.name}  {done}/{self.steps}  {numbers}  {per_s:.1f}/s  {left_s / 60:.0f}m{left_s % 60:02.0f}s left"
-        )
+        line = f"{self.name}  {done}/{self.steps}  {shown(newest(trainer))}  {per_s:.1f}/s  {clock(left_s)} left"
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

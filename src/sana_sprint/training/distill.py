@@ -176,7 +176,9 @@ class Distillation(L.LightningModule):
         p = self.params
         with (
             sdpa_kernel(SDPBackend.MATH),
-            torch.autocast(x.device.type, enabled=p.tangent_precision == "network" and torch.is_autocast_enabled()),
+            torch.autocast(
+                x.device.type, enabled=p.tangent_precision == "network" and torch.is_autocast_enabled(x.device.type)
+            ),
         ):
             if p.derivative == "exact":
                 return scm.derivative(F, x, t_B, dxdt, self.sigma_d)
