@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import resource
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -95,6 +96,22 @@ def test_the_pictures_of_a_run_that_goes_on_begin_at_the_undistilled_student_too
     assert drawn == [{0, 2}, {0, 4, 6}]
     for name in series:
         assert before.pictures[name, 0] == after.pictures[name, 0] != before.pictures[name, 2]
+
+
+def test_one_training_at_a_time_has_a_folder_of_checkpoints(tmp_path, capsys):
+    entered = threading.Event()
+
+    def second():
+        with checkpoints.owned(tmp_path / "base"):
+            entered.set()
+
+    with checkpoints.owned(tmp_path / "base"), checkpoints.owned(tmp_path / "small"):
+        other = threading.Thread(target=second)
+        other.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(10)
+    other.join()
+    assert "base: another training still writes here; waiting for its end" in capsys.readouterr().err
 
 
 def test_a_finished_job_that_is_made_again_trains_nothing(inputs, stopping, tmp_path):

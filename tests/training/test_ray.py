@@ -160,21 +160,40 @@ def test_two_ill_workers_return_together_and_give_up_together(inputs, twenty, tm
     assert capfd.readouterr().out.count("return 1, other draws") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path, number):
-    """A checkpoint of one worker is taken up by two, in a process that gets SIGTERM or, with all below it, the
-    terminal's Ctrl-C; theirs by one again."""
+def driver_of(made: job.Job, root: Path, workers: int) -> tuple[subprocess.Popen, Path]:
+    """Starts a process, with a Ray cluster and a session of its own, that runs a job; returns it and its log."""
+    (root / "job.pickle").write_bytes(pickle.dumps(made))
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"SANA_SPRINT_WORKERS": str(workers)}
+    with (root / "log").open("wb") as log:
+        words = [sys.executable, "-c", DRIVER, str(root / "job.pickle")]
+        return subprocess.Popen(words, env=alone, stdout=log, stderr=log, start_new_session=True), root / "log"
+
+
+def test_after_a_killed_driver_another_goes_on_at_once_to_the_bits_of_a_straight_run(straight, tmp_path, monkeypatch):
+    """The workers of the killed one live on for a while, and still write."""
     other = going_on(straight(1), tmp_path)
-    (tmp_path / "job.pickle").write_bytes(pickle.dumps(other))
-    alone = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"SANA_SPRINT_WORKERS": "2"}
-    with (tmp_path / "log").open("wb") as log:
-        words = [sys.executable, "-c", DRIVER, str(tmp_path / "job.pickle")]
-        driver = subprocess.Popen(words, env=alone, stdout=log, stderr=log, start_new_session=True)
+    driver, _ = driver_of(other, tmp_path, 1)
+    wait_until((other.checkpoints / f"step-{MIDDLE + 2:07d}").exists)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    run(other, 1, monkeypatch)
+    one, two = (checkpoints.state(made.final)["files"] for made in (straight(1), other))
+    assert one == two
+    assert list(other.checkpoints.glob(f"{storage.UNFINISHED}*")) == []
+    assert psutil.wait_procs(below, timeout=GONE_S)[1] == []
+
+
+def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path):
+    """A checkpoint of one worker is taken up by two, below a process that gets, with all below it, the terminal's
+    Ctrl-C, which it takes for SIGTERM; theirs by one again."""
+    other = going_on(straight(1), tmp_path)
+    driver, log = driver_of(other, tmp_path, 2)
     wait_until(lambda: bool(workers_at_work(driver.pid)))  # seconds before their first step
     below = psutil.Process(driver.pid).children(recursive=True)
-    os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
+    os.killpg(driver.pid, signal.SIGINT)
     code = driver.wait(GONE_S)
-    said = (tmp_path / "log").read_text()
+    said = log.read_text()
     assert code == 128 + signal.SIGTERM, said
     assert "asked to stop: writing a checkpoint first" in said
     assert f"going on from {other.checkpoints / f'step-{MIDDLE:07d}'}" in said

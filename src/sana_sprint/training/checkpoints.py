@@ -9,13 +9,16 @@ Of a flow training an iteration is a step.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 STATE = "checkpoint.json"
@@ -25,6 +28,20 @@ SHARDS = "shard-*.safetensors"
 
 class Stopped(Exception):  # noqa: N818  no error
     """The run was asked to stop and has saved."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Within the block this process alone writes checkpoints there. Waits for one that still does, as the workers of a
+    driver that was killed do for some seconds; the system releases what a process that has died had."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"{folder}: another training still writes here; waiting for its end\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def best(folder: Path) -> Path | None:

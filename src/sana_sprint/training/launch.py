@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import cluster, process, storage
@@ -37,9 +37,10 @@ def run(job: Job) -> Path:
 
     if job.finished():
         return job.final
-    for old in faults(job):
-        old.unlink()
-    checkpoints.sweep(job.checkpoints)
+    with checkpoints.owned(job.checkpoints):
+        for old in faults(job):
+            old.unlink()
+        checkpoints.sweep(job.checkpoints)
     with cluster.Joined() as place, tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             train_on_worker,
@@ -109,7 +110,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
     from sana_sprint.models import threads
-    from sana_sprint.training import attempts, draws, health, sharding
+    from sana_sprint.training import attempts, callbacks, checkpoints, draws, health, sharding
 
     given: Job = ray.get(config["job"])
     if faults(given):
@@ -125,9 +126,11 @@ def train_on_worker(config: dict[str, Any]) -> None:
         return {"accelerator": "auto", "devices": "auto", "strategy": way, "plugins": [RayLightningEnvironment()]}
 
     try:
-        attempts.fit(given, share, strategy)
+        with checkpoints.owned(given.checkpoints) if share.rank == 0 else nullcontext():
+            attempts.fit(given, share, strategy)
     except (ValueError, OSError) as error:
         said = given.checkpoints / FAULT.format(rank=share.rank)
-        storage.write_text(said, " ".join(str(error).split()))
+        with callbacks.despite_full_disk(str(said)):
+            storage.write_text(said, " ".join(str(error).split()))
         if not isinstance(error, health.Ill):  # which all workers are; else the others wait for this one
             raise
