@@ -15,8 +15,8 @@ from tests.test_cli import call, parsed, refused
 PIPELINE = """
 stages:
   prepare:
-    cmd: mkdir -p data/raw && cp source.txt data/raw/x
-    deps: [source.txt]
+    cmd: mkdir -p data/raw && cp data/source/${profile}/x data/raw/x
+    deps: ["data/source/${profile}"]
     outs: [data/raw]
   other:
     cmd: mkdir -p data/other && cp aside.txt data/other/x
@@ -31,6 +31,8 @@ stages:
     deps: ["data/models/student/${item.size}"]
     matrix: {size: [small]}
 """
+SOURCE = "data/source/demo"
+RUNS = (("prepare", None), ("distill", "small"))
 
 
 def git(root, *words):
@@ -39,7 +41,8 @@ def git(root, *words):
 
 def made(root, source):
     """Runs the pipeline on this source, commits it, and returns a version that was registered of it."""
-    (root / "source.txt").write_text(source)
+    (root / SOURCE).mkdir(parents=True, exist_ok=True)
+    (root / SOURCE / "x").write_text(source)
     with Repo(str(root)) as repo:
         repo.reproduce()
     git(root, "add", "--all")
@@ -66,7 +69,7 @@ def history(repository):
 def test_data_lead_to_the_versions_and_runs_made_from_them_and_versions_back_to_code_and_data(history):
     root, first, second = history
     digests = [json.loads(version.tags[origin.MADE_FROM]) for version in (first, second)]
-    assert [set(found) for found in digests] == [{"data/raw", "data/models/student/small"}] * 2
+    assert [set(found) for found in digests] == [{SOURCE, "data/raw", "data/models/student/small"}] * 2
     assert digests[0]["data/raw"] != digests[1]["data/raw"] == origin.digest_of(root, "data/raw")
     with track.stage("distill", "small") as run:
         pass
@@ -95,7 +98,7 @@ def with_runs(root, elsewhere):
     server = store.client(store.tracking_uri())
     server.set_tag(teacher.run_id, origin.MADE_ON, json.dumps(elsewhere))  # as if its cache came from there
     sections = config.read(root / "profiles/demo.yaml")
-    tags = lineage.run_ids(server, distill.run_id, "small", sections) | {"run_parent": distill.parent_id}
+    tags = lineage.run_ids(server, distill.run_id, "small", sections, root) | {"run_parent": distill.parent_id}
     for key, value in tags.items():
         server.set_model_version_tag(NAME, "1", key, value)
     return teacher, distill
@@ -130,6 +133,39 @@ def test_a_version_leads_to_the_runs_of_its_stages_with_the_parameters_and_the_m
     (made_on,) = [line for line in lines[of_stages["teacher"] :] if line.startswith("│       └── made on: ")]
     assert made_on.startswith(f"│       └── made on: another CPU, {elsewhere['cores']} cores, a GPU, a GPU, ")
     assert made_on.endswith(", torch 1.0")
+
+
+def ran(stage, size=None):
+    """Returns the run of a stage with the params of the profile, as all its runs here have them."""
+    with track.stage(stage, size, **{stage: config.load(config.SECTIONS[stage])}) as run:
+        pass
+    return run
+
+
+def test_of_equal_params_the_runs_count_that_read_the_data_of_the_version(history):
+    """The newer runs, perhaps of somebody else, read another source; that of prepare read nothing else."""
+    root, first, second = history
+    found = {}
+    for version in (first, second):
+        ancestry.checkout(root, version)
+        found[version.version] = {f"run_{stage}": ran(stage, size) for stage, size in RUNS}
+    server, sections = store.client(store.tracking_uri()), config.read(root / "profiles/demo.yaml")
+    for version in (first, second):
+        ancestry.checkout(root, version)
+        mine = {key: run.run_id for key, run in found[version.version].items()}
+        assert lineage.run_ids(server, mine["run_distill"], "small", sections, root) == mine
+        for run in mine.values():
+            tags = server.get_run(run).data.tags
+            assert json.loads(tags[origin.MADE_FROM])[SOURCE] == json.loads(version.tags[origin.MADE_FROM])[SOURCE]
+
+
+def test_of_equal_runs_that_of_the_same_command_counts(history):
+    root, _, _ = history
+    mine, others = ran("distill", "small"), ran("distill", "small")
+    server, sections = store.client(store.tracking_uri()), config.read(root / "profiles/demo.yaml")
+    server.set_tag(others.run_id, "mlflow.parentRunId", "another command")
+    assert lineage.run_ids(server, mine.run_id, "small", sections, root) == {"run_distill": mine.run_id}
+    assert lineage.run_ids(server, others.run_id, "small", sections, root) == {"run_distill": others.run_id}
 
 
 def test_the_gpus_of_a_machine_are_those_that_their_driver_tells(tmp_path):
@@ -187,6 +223,9 @@ def test_what_is_beside_the_road_is_no_ancestor():
     assert origin.above(stages, ["data/models/x/weights"]) == {"data/models/x": "2", "data/raw": "1"}
     assert set(origin.above(stages, ["data/rawer"])) == {"data/rawer", "data/models/x", "data/models/y", "data/raw"}
     assert origin.above(stages, ["data/none"]) == {}
+    stages["a"]["deps"] = [{"path": "data/source", "md5": "0"}, {"path": "code.py", "md5": "6"}]
+    sources = {"data/models/y": "3", "data/raw": "1", "data/source": "0"}
+    assert origin.above(stages, ["data/models/y"]) == sources
 
 
 def test_a_student_that_holds_a_pickle_is_not_registered_and_a_version_that_holds_one_is_not_read(

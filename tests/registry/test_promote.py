@@ -1,6 +1,7 @@
 """Promotion, rollback and the aliases: what moves, what does not, and what the history keeps of it."""
 
 import shutil
+from datetime import UTC, datetime
 
 import pytest
 
@@ -232,3 +233,11 @@ def test_a_move_whose_process_died_in_the_middle_is_finished_by_the_next_command
     assert aliases(three) == ("4", "3")
     assert moves.done(three.server, three.name, history.read(three.server, three.name).last)
     assert len(told(three)) == 4
+
+
+def test_an_entry_tells_when_it_was_made(model, rules):
+    before = datetime.now(UTC).replace(microsecond=0)
+    model.add()
+    promoted(model, rules)
+    (entry,) = history.read(model.server, model.name).entries
+    assert before <= datetime.fromisoformat(entry.content["at"]) <= datetime.now(UTC)

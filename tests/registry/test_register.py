@@ -159,7 +159,7 @@ def test_lineage_passes_over_runs_of_other_params(repository, server):
     with track.stage("prepare", prepare=prepare.model_copy(update={"seed": 5})) as other:
         pass
     sections = config.read(repository / "profiles/demo.yaml")
-    assert lineage.run_ids(server, other.run_id, SIZE, sections) == {"run_prepare": fits.run_id}
+    assert lineage.run_ids(server, other.run_id, SIZE, sections, repository) == {"run_prepare": fits.run_id}
 
 
 def test_digest_of_dvc_lock_is_recorded(repository):

@@ -173,14 +173,13 @@ def checkout(root: Path, version: ModelVersion) -> str:
 
 
 def holding(root: Path, made: Mapping[str, str]) -> str | None:
-    """Returns the oldest commit whose dvc.lock has all these outputs, or None."""
+    """Returns the oldest commit whose dvc.lock has all these data, or None."""
     student = next((digest for path, digest in made.items() if path.startswith("data/models/student/")), None)
     if student is None:
         return None
     commits = git(root, "log", "--all", "--reverse", "--format=%H", "-S", student, "--", "dvc.lock").split()
     for commit in commits:
-        stages = origin.parsed(git(root, "show", f"{commit}:dvc.lock"))
-        known = {path: digest for path, (_, digest) in origin.outputs(stages).items()}
+        known = origin.digests(origin.parsed(git(root, "show", f"{commit}:dvc.lock")))
         if all(known.get(path) == digest for path, digest in made.items()):
             return commit
     return None

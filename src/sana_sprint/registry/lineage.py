@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sana_sprint import storage
+from sana_sprint.registry import origin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -141,24 +142,28 @@ def digests(root: Path) -> dict[str, str]:
     return {key: storage.digest(path) if path.is_file() else "none" for key, path in files.items()}
 
 
-def run_ids(server: MlflowClient, run_id: str, size: str, sections: Mapping[str, Any]) -> dict[str, str]:
-    """Returns `run_<stage>`: the newest finished run of each stage that a model of this size came through, in
-    the experiment of run `run_id`. Stages that DVC took from its cache ran under another parent, perhaps
-    before other params were tried: a run counts only if its logged params are those of `sections`, the
-    profile in use.
+def run_ids(server: MlflowClient, run_id: str, size: str, sections: Mapping[str, Any], root: Path) -> dict[str, str]:
+    """Returns `run_<stage>`: the finished run of each stage that a model of this size came through, in the experiment
+    of run `run_id`; of several the newest of the same command, else the newest. Stages that DVC took from its cache ran
+    under another parent, perhaps before other params or data were tried, and in a team others run them too: a run
+    counts only if its logged params are those of `sections`, the profile in use, and if it read what dvc.lock says that
+    the stage read.
     """
+    mine = server.get_run(run_id)
     rows = server.search_runs(
-        [server.get_run(run_id).info.experiment_id],
+        [mine.info.experiment_id],
         filter_string="tags.kind = 'stage' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1000,
     )
+    command, stages = mine.data.tags.get("mlflow.parentRunId"), origin.locked(root)
     found: dict[str, str] = {}
-    for row in rows:
-        stage = row.data.tags["stage"]
-        fits = row.data.tags.get("size") in ("", None, size) and _same(row.data.params, stage, sections)
-        if stage in UPSTREAM and fits:
-            found.setdefault(f"run_{stage}", str(row.info.run_id))
+    for row in sorted(rows, key=lambda row: row.data.tags.get("mlflow.parentRunId") != command):
+        stage, fits = row.data.tags["stage"], row.data.tags.get("size") in ("", None, size)
+        if stage in UPSTREAM and fits and _same(row.data.params, stage, sections):
+            made = json.loads(row.data.tags.get(origin.MADE_FROM, "{}"))
+            if origin.read_alike(stages, stage, size, made):
+                found.setdefault(f"run_{stage}", str(row.info.run_id))
     return found
 
 

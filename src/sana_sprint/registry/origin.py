@@ -1,11 +1,13 @@
 """What an output was made from: the data of dvc.lock above a stage, by path and digest, and the machine it was made on.
+Data are the outputs of stages and the sources: what a stage reads below data/ and no stage makes.
 
 dvc.lock knows what every finished stage read and wrote; the stage at work is read from dvc.yaml, because DVC writes its
-entry when it has ended.
+entry when it has ended. So a source that it reads is hashed anew, as DVC does it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -16,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sana_sprint import host, storage
+from sana_sprint import config, host, storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
 MADE_FROM = "made_from"  # the tag of runs and versions: {path: digest} of the data above them, as JSON
 MADE_ON = "made_on"  # the tag of runs and versions: `machine`, as JSON
-SIZE = "${item.size}"  # what stands in dvc.yaml for the size of a student
+SIZE, PROFILE = "${item.size}", "${profile}"  # what stands in dvc.yaml for a student's size, and the profile in use
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "ray", "mlflow", "dvc", "numpy")
 
 
@@ -47,8 +49,9 @@ def outputs(stages: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def reads(root: Path, stage: str, size: str | None) -> list[str]:
     """Returns the data that dvc.yaml says a stage reads, [] for one it does not know."""
-    found = parsed((root / "dvc.yaml").read_text()).get(stage, {})
-    return [path.replace(SIZE, size or "") for path in found.get("deps", []) if path.startswith("data/")]
+    found = parsed((root / "dvc.yaml").read_text()).get(stage, {}).get("deps", [])
+    paths = [path.replace(SIZE, size or "") for path in found if path.startswith("data/")]
+    return [path.replace(PROFILE, config.profile(root)) if PROFILE in path else path for path in paths]
 
 
 def overlaps(path: str, other: str) -> bool:
@@ -56,15 +59,40 @@ def overlaps(path: str, other: str) -> bool:
     return path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/")
 
 
-def above(stages: Mapping[str, Any], paths: list[str]) -> dict[str, str]:
-    """Returns {path: digest} of the outputs of dvc.lock that these paths are, and of all that those were made from."""
+def within(data: Mapping[str, str], paths: Collection[str]) -> dict[str, str]:
+    """Returns what of {path: digest} these paths are, hold or lie in."""
+    return {path: digest for path, digest in data.items() if any(overlaps(path, one) for one in paths)}
+
+
+def unmade(stages: Mapping[str, Any], paths: Iterable[str]) -> list[str]:
+    """Returns those of the paths that no stage of dvc.lock makes: the sources."""
+    made = outputs(stages)
+    return [path for path in paths if not any(overlaps(path, out) for out in made)]
+
+
+def read_by(stages: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Returns {path: digest} of what a stage of dvc.lock read below data/, by the paths of the stage itself."""
+    deps = stages.get(name, {}).get("deps", [])
+    return {dep["path"]: dep["md5"] for dep in deps if dep["path"].startswith("data/")}
+
+
+def digests(stages: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {path: digest} of all outputs and sources of dvc.lock."""
+    read = {path: digest for name in stages for path, digest in read_by(stages, name).items()}
+    sources = {path: read[path] for path in unmade(stages, read)}
+    return sources | {path: digest for path, (_, digest) in outputs(stages).items()}
+
+
+def above(stages: Mapping[str, Any], paths: Iterable[str]) -> dict[str, str]:
+    """Returns {path: digest} of the outputs of dvc.lock that these paths are, and of all data those were made from."""
     made, found, asked = outputs(stages), dict[str, str](), list(paths)
     while asked:
         wanted = asked.pop()
         for out, (stage, digest) in made.items():
             if overlaps(wanted, out) and out not in found:
-                found[out] = digest
-                asked += [dep["path"] for dep in stages[stage].get("deps", []) if dep["path"].startswith("data/")]
+                read = read_by(stages, stage)
+                found |= {out: digest} | {path: read[path] for path in unmade(stages, read)}
+                asked += read
     return dict(sorted(found.items()))
 
 
@@ -72,7 +100,34 @@ def made_from(root: Path, stage: str, size: str | None) -> dict[str, str]:
     """Returns {path: digest} of all data above a stage at work; {} outside a repository with dvc.yaml."""
     if not (root / "dvc.yaml").is_file():
         return {}
-    return above(locked(root), reads(root, stage, size))
+    stages, paths = locked(root), reads(root, stage, size)
+    return above(stages, paths) | hashed(root, unmade(stages, paths))
+
+
+def hashed(root: Path, sources: Collection[str]) -> dict[str, str]:
+    """Returns {path: digest} of sources as they are now; those that are not there, or in no repository of DVC's, are
+    left out."""
+    if not sources:
+        return {}
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.fs import localfs
+    from dvc.repo import Repo
+    from dvc_data.hashfile.build import build
+
+    found, here = {}, [path for path in sources if (root / path).exists()]
+    with contextlib.suppress(NotDvcRepoError), Repo(str(root)) as repo:
+        for path in here:
+            how = {"ignore": repo.dvcignore, "dry_run": True}
+            _, _, built = build(repo.cache.local, str(root / path), localfs, "md5", **how)
+            found[path] = str(built.hash_info.value)
+    return found
+
+
+def read_alike(stages: Mapping[str, Any], stage: str, size: str, made: Mapping[str, str]) -> bool:
+    """Tells whether a run that was made from these data read what the stage read that dvc.lock knows."""
+    of_size = f"{stage}@{size}"
+    read = read_by(stages, of_size if of_size in stages else stage)
+    return within(made, read) == within(digests(stages), read)
 
 
 def is_digest(text: str) -> bool:

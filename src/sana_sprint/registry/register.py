@@ -116,7 +116,7 @@ def register(student: Path, scores: Path, params: Register, run: track.Run) -> d
     evaluation, sampling = _checked(student, scores)
     root, server, size = lineage.repository(), store.client(run.uri), evaluation["size"]
     profile = config.read(_profile_file(root))
-    run_ids = lineage.run_ids(server, run.run_id, size, profile)
+    run_ids = lineage.run_ids(server, run.run_id, size, profile, root)
     made = lineage.git_tags(root) | lineage.digests(root) | run_ids | {"profile": config.profile(root)}
     made |= {"run_parent": run.parent_id, "run_register": run.run_id}
     name, trained = model_name(params, size), _trained(server, run_ids, profile)
