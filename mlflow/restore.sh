@@ -21,6 +21,9 @@ for database in "$MLFLOW_BACKEND_STORE_URI" "$MLFLOW_AUTH_DATABASE_URI"; do
 done
 
 python "$here/copy_artifacts.py" "$folder/artifacts" "$MLFLOW_DEFAULT_ARTIFACT_ROOT"
+if [[ -f "$folder/dvc-remote" ]]; then
+    python "$here/copy_artifacts.py" "$folder/dvc" "$(cat "$folder/dvc-remote")"
+fi
 for pair in "users.dump $MLFLOW_AUTH_DATABASE_URI" "runs.dump $MLFLOW_BACKEND_STORE_URI"; do
     pg_restore --no-owner --exit-on-error --single-transaction --dbname="${pair#* }" "$folder/${pair%% *}"
 done

@@ -3,6 +3,7 @@ remedy when the server is away, the password wrong, a version not there, its sco
 
 import shlex
 import shutil
+import time
 
 import pytest
 import typer
@@ -15,6 +16,7 @@ from tests.test_cli import call, parsed, refused
 
 __all__ = ["repository", "server"]
 VERSION = f"models:/{NAME}/1"
+AT_ONCE_S = 20  # of which imports take most
 DIGEST = "c07c295ead54f32afbc3d796f94a0ea6.dir"
 COMMANDS = {  # those that reach the registry; `generate` does by itself too, where no model is named
     "generate": ["a", "--model", f"models:/{NAME}@champion"],
@@ -90,8 +92,12 @@ def test_an_option_that_there_is_not_ends_with_code_2():
 
 @pytest.mark.parametrize("words", EVERY)
 def test_a_server_that_is_away_is_told_at_once(student, monkeypatch, words):
+    """Whatever MLflow's own patience, which is a minute with this setting."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    began_at = time.monotonic()
     line = fault(*words)
+    assert time.monotonic() - began_at < AT_ONCE_S
     assert "tracking server http://127.0.0.1:9 cannot be used" in line
     assert "check the address" in line
 

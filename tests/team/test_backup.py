@@ -48,24 +48,37 @@ def tables(team, database):
 
 
 @pytest.fixture
-def backup(team, version, tmp_path):
-    place = tmp_path / "a backup"
-    assert f"backed up to {place}" in runbook(team, "Back up", place)
+def pushed(team):
+    """What `dvc push` would have put into the same bucket."""
+    place = team.buckets / parts.BUCKET / "dvc-to-back-up"
+    (place / "files/md5/ab").mkdir(parents=True)
+    (place / "files/md5/ab/cd").write_text("data")
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def backup(team, version, pushed, tmp_path):
+    place, remote = tmp_path / "a backup", f"s3://{parts.BUCKET}/{pushed.name}"
+    assert f"backed up to {place}" in runbook(team, "Back up", place, SANA_SPRINT_DVC_REMOTE=remote)
     return place
 
 
-def test_a_lost_store_comes_back_with_users_runs_and_weights(team, backup, version, tmp_path):
+def test_a_lost_store_comes_back_with_users_runs_weights_and_data(team, backup, version, pushed, tmp_path):
     before = [tables(team, name) for name in ("mlflow", "mlflow_auth")]
     assert len(before[0]) > 20
     assert before[1]["users"][0][0] >= 4
     artifacts = team.buckets / parts.BUCKET / "mlflow"
     digest = storage.digest(artifacts)
-    shutil.move(artifacts, tmp_path / "lost")
+    data = storage.digest(pushed)
+    (tmp_path / "lost").mkdir()
+    for lost in (artifacts, pushed):
+        shutil.move(lost, tmp_path / "lost" / lost.name)
     targets = [team.postgres.make_database(name) for name in RESTORED]
     changed = dict(zip(("MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_DATABASE_URI"), targets, strict=True))
     assert f"restored from {backup}" in runbook(team, "Restore", backup, **changed)
     assert [tables(team, name) for name in RESTORED] == before
-    assert storage.digest(artifacts) == digest
+    assert (storage.digest(artifacts), storage.digest(pushed)) == (digest, data)
 
     for line in commands("Upgrade")[0].splitlines():
         team.run("bash", "-euc", line, **changed)

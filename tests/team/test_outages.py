@@ -197,6 +197,22 @@ def test_registration_waits_for_an_object_store_that_is_away(team, repository, s
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").stat().st_size > 0
 
 
+def test_a_server_whose_database_is_away_is_told_in_one_line_by_the_commands(team, repository, rules, tmp_path):  # noqa: F811
+    (tmp_path / "versions").mkdir()
+    with team.member("ada"):
+        model = Model(store.client(team.uri), "without-database", tmp_path / "versions")
+        promoted(model, rules, model.add())
+        champion = ["generate", "a", "--model", f"models:/{model.name}@champion"]
+        with team.postgres.down(0):
+            for words in (["promote", model.name], ["audit", model.name], champion):
+                store.client.cache_clear()  # each command is a process of its own
+                line = refused(*words)
+                assert f"tracking server {team.uri} cannot be used (" in line
+                assert "too many 503 error responses" in line
+                assert "check the address" in line
+        assert f"{model.name}: 1 entries, 0 faults" in call("audit", model.name)
+
+
 def test_files_of_a_champion_that_are_gone_from_the_store_are_told_by_version(team, repository, rules, tmp_path):  # noqa: F811
     (tmp_path / "versions").mkdir()
     with team.member("ada"):

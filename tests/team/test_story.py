@@ -198,7 +198,7 @@ def test_a_students_way_from_registration_over_the_gates_into_use_and_back(story
         lineage_is_walked_both_ways(story, first, better)
     served_is(story, tmp_path, first_picture)
     if story.team:
-        nothing_leaked(story)
+        nothing_leaked(story, tmp_path)
     tampering_is_found(story)
 
 
@@ -271,6 +271,7 @@ def history_tells_all(story):
     assert "draws squares" in shown
     (audited,) = parsed("audit", NAME, "--files")
     assert (audited["whole"], audited["entries"], audited["faults"]) == (True, 3, [])
+    assert audited["notes"] == []  # by the digest of every file, not of the pipeline's folder alone
 
 
 def lineage_is_walked_both_ways(story, first, better):
@@ -303,9 +304,12 @@ def served_is(story, tmp_path, png):
         assert ask(address, "a red circle", steps=1, seed=3) == png
 
 
-def nothing_leaked(story):
-    """Neither secrets nor pickle lie in what all this has written."""
-    assert leaks.secrets_found(story.team, story.root) == []
+def nothing_leaked(story, tmp_path):
+    """Neither secrets nor pickle lie in what all this has written, logs among it."""
+    logs = [tmp_path / "client.log", tmp_path / "serve.log"]
+    logs += [part.log for part in (story.team.server, story.team.s3, story.team.postgres)]
+    assert all(log.stat().st_size for log in logs[1:])
+    assert leaks.secrets_found(story.team, story.root, *logs) == []
     assert leaks.pickles_found(story.root / "data", story.team.buckets) == []
 
 
