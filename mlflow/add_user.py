@@ -35,6 +35,13 @@ def writer_role(server: AuthServiceClient) -> Role:
     return role
 
 
+def setting(name: str) -> str:
+    """Returns a variable of the environment. Raises ValueError where it is not set."""
+    if not (text := os.environ.get(name, "").strip()):
+        raise ValueError(f"{name} is not set")
+    return text
+
+
 def new_password() -> str:
     """Returns NEW_PASSWORD or what is typed."""
     return os.environ.get("NEW_PASSWORD") or getpass.getpass("new password: ")
@@ -70,18 +77,19 @@ def main() -> None:
     if not chosen.password and not (chosen.name and chosen.role):
         parser.error("give a name and a role, or --password")
 
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
     from mlflow.server.auth.client import AuthServiceClient
 
-    server = AuthServiceClient(os.environ["MLFLOW_TRACKING_URI"])
     try:
+        server = AuthServiceClient(setting("MLFLOW_TRACKING_URI"))
         if chosen.password:
-            name, old = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
+            name, old = setting("MLFLOW_TRACKING_USERNAME"), setting("MLFLOW_TRACKING_PASSWORD")
             server.update_user_password(name, new_password(), current_password=old)
             told = f"changed the password of {name}"
         else:
             told = set_role(server, chosen.name, chosen.role)
-    except (MlflowException, KeyError) as error:
+    except (MlflowException, ValueError) as error:
         parser.exit(1, f"error: {' '.join(str(error).split()):.300}\n")
     sys.stdout.write(told + "\n")
 

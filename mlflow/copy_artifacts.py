@@ -15,11 +15,13 @@ import sys
 from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError, ClientError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 BLOCK = 1 << 20  # bytes
+FAULTS = (ValueError, OSError, BotoCoreError, ClientError)  # told in one line
 
 
 def place(address: str) -> tuple[AbstractFileSystem, str]:
@@ -73,8 +75,8 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         copied = copy(chosen.source, chosen.target)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+    except FAULTS as error:
+        parser.exit(1, f"error: {' '.join(str(error).split()):.500}\n")
     sys.stdout.write(f"{len(copied)} files copied and read back: {chosen.source} -> {chosen.target}\n")
 
 

@@ -201,7 +201,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     try:
         counts, files = move(chosen.source, chosen.target, artifacts)
-    except (ValueError, OSError, sa.exc.SQLAlchemyError) as error:
+    except (*copy_artifacts.FAULTS, sa.exc.SQLAlchemyError) as error:
         parser.exit(1, f"error: {' '.join(str(error).split()):.500}\n")
     for name, count in counts.items():
         if count:

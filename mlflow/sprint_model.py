@@ -29,7 +29,7 @@ class SprintModel(mlflow.pyfunc.PythonModel):
 
         folder = Path(context.artifacts["pipeline"])
         self.sampling = json.loads((folder / "sampling.json").read_text())
-        self.pipeline = SanaSprintPipeline.from_pretrained(folder, local_files_only=True)
+        self.pipeline = SanaSprintPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pipeline.set_progress_bar_config(disable=True)
 

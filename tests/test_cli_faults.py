@@ -127,6 +127,10 @@ def test_a_wrong_password_is_told_and_not_shown(student, team_server, anna, monk
         (["compare", VERSION, f"models:/{NAME}@staging"], "has the alias 'staging'; there are: 1"),
         (["transfer", f"models:/{NAME}/9", "--to", "sqlite:///other/mlflow.db"], "there is no version 9"),
         (["follow", "nobody", "--command", "true", "--once"], "nobody: no such registered model"),
+        (
+            ["follow", NAME, "--command", "true", "--once", "--alias", "champoin"],
+            f"no version of {NAME} has the alias 'champoin' yet; there are: challenger",
+        ),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )

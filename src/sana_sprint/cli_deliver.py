@@ -56,7 +56,10 @@ def follow(
         bool, typer.Option("--tell-first", help="Without a state: also tell where the alias is now.")
     ] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="Look once and end; exit code 1 if an event was not taken.")
+        bool,
+        typer.Option(
+            "--once", help="Look once and end; exit code 1 if an event was not taken or no version has the alias."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

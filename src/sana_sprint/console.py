@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REFUSED = 3
 CODES = f"Exit codes: 0 done, 1 error (one line on stderr), 2 no such option or argument, {REFUSED} a check refuses."
+OBJECT_STORE = ("boto3.", "botocore.")  # modules whose exceptions are an S3 client's
 KEYS = "the artefact store is reached by MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 LINE_MAX = 300  # characters of a value in a tree
 TREE_WIDTH, TABLE_WIDTH = 1000, 160  # in a file, where one searches in lines: no line of a tree is broken there
@@ -44,7 +45,7 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, OSError) as error:
             _end(error)
         except Exception as error:
-            if not type(error).__module__.startswith(("mlflow", "botocore")):  # their exceptions, without their import
+            if not type(error).__module__.startswith(("mlflow.", *OBJECT_STORE)):  # known without their import
                 raise
             _end(error)
 
@@ -54,7 +55,7 @@ def _told(function: Callable[..., None]) -> Callable[..., None]:
 def _end(error: Exception) -> None:
     if os.environ.get("SANA_SPRINT_TRACEBACK") == "1":
         raise error
-    remedy = f": {KEYS}" if type(error).__module__.startswith("botocore") else ""
+    remedy = f": {KEYS}" if type(error).__module__.startswith(OBJECT_STORE) else ""
     typer.echo(f"error: {' '.join(str(error).split())}{remedy}", err=True)
     raise typer.Exit(1)
 

@@ -122,23 +122,23 @@ def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_f
     listing(model, number)
     here = model.place / "0"
     (here / "evaluation").mkdir()
-    for text in ("first", "second"):
+    for text in ('"first"', '"second"'):
         scores = here / "evaluation/small.json"
         scores.write_text(text)
         for key, value in digests.score_tags({}, scores).items():
             model.tag(number, key, value)
         told = transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
-        assert told["new"] == (text == "first")
+        assert told["new"] == (text == '"first"')
         there = other.get_model_version(model.name, "1")
         folder = versions.fetched(other, there, scores=True)
         assert (folder / "evaluation/small.json").read_text() == text
-    scores.write_text("third")
+    scores.write_text('"third"')
     for key, value in digests.score_tags({}, scores).items():
         model.tag(number, key, value)
-    scores.write_text("changed in the store")
+    scores.write_text('"changed in the store"')
     with pytest.raises(ValueError, match="evaluation: not as it was registered, so nothing was copied"):
         transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
-    scores.write_text("third")
+    scores.write_text('"third"')
     model.tag(number, digests.SEAL, "of another registration")
     transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     assert other.get_model_version(model.name, "1").tags[digests.SEAL] == there.tags[digests.SEAL]

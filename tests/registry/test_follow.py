@@ -265,4 +265,28 @@ def test_the_console_says_what_it_needs(repository, server, receiver, monkeypatc
     assert "give --url or --command" in refused("follow", NAME)
     assert "SANA_SPRINT_WEBHOOK_SECRET is not set" in refused("follow", NAME, "--url", receiver.url)
     assert "nobody: no such registered model" in refused("follow", "nobody", "--command", "true", "--once")
-    assert call("follow", NAME, "--command", "true", "--once") == ""
+    told = f"error: no version of {NAME} has the alias 'champion' yet; there are: none"
+    assert refused("follow", NAME, "--command", "true", "--once") == told
+
+
+def test_one_look_ends_with_1_when_an_event_is_not_taken_and_with_0_when_it_is(
+    repository, server, receiver, rules, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SANA_SPRINT_WEBHOOK_SECRET", SECRET)
+    (tmp_path / "versions").mkdir()
+    model = Model(server, NAME, tmp_path / "versions")
+    model.add()
+    promoted(model, rules)
+    words = ["follow", NAME, "--url", receiver.url, "--once", "--tries", "1", "--tell-first"]
+    receiver.answers = [500]
+    assert refused(*words) == f"error: {NAME}: the event was not taken after 1 tries: the receiver answered 500"
+    assert call(*words).strip().endswith(f"{NAME}@champion none -> 1: told")
+
+
+def test_an_alias_that_is_not_there_is_told_once_and_followed(champion, capsys):
+    follower = follow.Follower.begin(champion.server, champion.name, "champoin", None, tell_first=False)
+    threading.Timer(1.0, lambda: champion.server.set_registered_model_alias(champion.name, "champoin", "2")).start()
+    told = next(follow.follow(follower, follow.to_command("true"), 0.1, 1, once=False))
+    assert (told["event"], told["to"]) == ("champoin.moved", "2")
+    line = f"warning: no version of {champion.name} has the alias 'champoin' yet; there are: challenger, champion"
+    assert capsys.readouterr().err.splitlines() == [line]

@@ -1,6 +1,8 @@
 """Promotion, rollback and the aliases: what moves, what does not, and what the history keeps of it."""
 
+import getpass
 import shutil
+import socket
 from datetime import UTC, datetime
 
 import pytest
@@ -241,3 +243,17 @@ def test_an_entry_tells_when_it_was_made(model, rules):
     promoted(model, rules)
     (entry,) = history.read(model.server, model.name).entries
     assert before <= datetime.fromisoformat(entry.content["at"]) <= datetime.now(UTC)
+
+
+def test_who_moves_the_champion_is_whom_mlflow_logs_in(model, rules, tmp_path, monkeypatch):
+    """A member who keeps the password in MLflow's own file stands in the history; the variable goes first."""
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert history.who() == f"{getpass.getuser()}@{socket.gethostname()}"
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = ada\n")
+    model.add()
+    promoted(model, rules)
+    assert history.read(model.server, model.name).last.content["user"] == "ada"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ben")
+    assert history.who() == "ben"

@@ -10,7 +10,7 @@ import pytest
 
 from sana_sprint import storage
 from sana_sprint.registry import ancestry, audit, history, packed, promote, store, transfer, versions
-from tests.registry.conftest import NAME, evaluation
+from tests.registry.conftest import NAME, Model, evaluation
 from tests.registry.test_promote import promoted
 from tests.test_cli import call, refused
 from tests.test_cli_registry import parsed
@@ -156,6 +156,46 @@ def test_files_that_arrive_otherwise_make_no_version(model, other, rules, monkey
     monkeypatch.undo()
     assert versions.every(other, model.name) == []
     assert transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)["new"]
+
+
+@pytest.mark.parametrize("fault", ["changed", "a link", "gone"])
+def test_what_is_there_already_and_is_not_whole_is_told(model, other, rules, fault):
+    two(model, rules)
+    uri = f"models:/{model.name}/1"
+    transfer.transfer(model.server, uri, other.tracking_uri)
+    before = other.get_model_version(model.name, "1").tags
+    folder = versions.fetched(other, other.get_model_version(model.name, "1"))
+    if fault == "gone":
+        shutil.rmtree(folder)
+    else:
+        weights = folder / versions.PIPELINE / "weights.txt"
+        weights.write_text("others")
+    if fault == "a link":
+        shutil.copy(model.place / "0" / versions.PIPELINE / "weights.txt", folder.parent / "elsewhere")
+        weights.unlink()
+        weights.symlink_to(folder.parent / "elsewhere")
+    words = {"changed": "are not as they were registered", "a link": "weights.txt: a link to ", "gone": "are gone"}
+    told = f"version 1.*{words[fault]}.*the version of sqlite:.*other/mlflow.db with .*: delete it there and transfer"
+    with pytest.raises(ValueError, match=told):
+        transfer.transfer(model.server, uri, other.tracking_uri)
+    assert other.get_model_version(model.name, "1").tags == before
+    other.delete_model_version(model.name, "1")
+    again = transfer.transfer(model.server, uri, other.tracking_uri)
+    assert (again["new"], again["to"]["version"]) == (True, "2")
+
+
+def test_a_file_that_is_too_big_is_refused_before_anything_is_fetched(team_server, anna, tmp_path, monkeypatch):
+    (tmp_path / "versions").mkdir()
+    big = Model(store.client(team_server), f"big-{tmp_path.name}", tmp_path / "versions")
+    version = big.server.get_model_version(big.name, big.add(weights="w" * 2_000_000))
+    assert (versions.fetched(big.server, version, tmp_path / "whole") / versions.PIPELINE / "weights.txt").is_file()
+    monkeypatch.setenv("SANA_SPRINT_MODEL_FILE_MAX_MB", "1")
+    told = (
+        rf"{big.name} version 1 is refused: {versions.PIPELINE}/weights.txt: 2 MB, over SANA_SPRINT_MODEL_FILE_MAX_MB"
+    )
+    with pytest.raises(ValueError, match=told):
+        versions.fetched(big.server, version, tmp_path / "refused")
+    assert list((tmp_path / "refused").iterdir()) == []
 
 
 def test_a_version_from_before_there_were_digests_is_refused_by_name(model, other):

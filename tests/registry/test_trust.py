@@ -1,13 +1,29 @@
-"""Model folders: what may run when it is read, links and oversized files are refused by name."""
+"""Model folders: what may run when it is read, links, oversized files and what is not what its name says are refused by
+name, whoever loads the folder; and no loader falls back to weights in a pickle."""
 
+import gzip
+import json
 import pickle
+import runpy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from sana_sprint import storage
-from sana_sprint.registry import trust
+from sana_sprint import config, storage
+from sana_sprint.data import latents
+from sana_sprint.models import bundle
+from sana_sprint.registry import draw, trust
+from tests.registry.conftest import ROOT, repository
+from tests.test_cli import refused as refuses
+
+__all__ = ["repository"]
+
+
+CODE = "mlflow.pyfunc.loaders.code_model"
 
 
 class Planted:
@@ -36,7 +52,7 @@ def test_a_stock_folder_passes(folder):
 @pytest.mark.parametrize(
     "name", ["transformer/diffusion_pytorch_model.bin", "vae/config.json", "notes.txt", "x.safetensors"]
 )
-@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_is_refused_whatever_it_is_called(folder, name, protocol):
     (folder / name).write_bytes(pickle.dumps(Planted(), protocol=protocol))
     assert f"{name}: holds pickle" in refused(folder)
@@ -45,6 +61,105 @@ def test_a_pickle_is_refused_whatever_it_is_called(folder, name, protocol):
 def test_what_torch_saves_is_refused_whatever_it_is_called(folder):
     torch.save({"a": torch.ones(2)}, folder / "extra.safetensors")
     assert "extra.safetensors: holds pickle" in refused(folder)
+
+
+def test_weights_whose_length_begins_as_a_pickle_does_pass(folder):
+    for length in (640, 896, 1152, 1408):  # 0x80 and 2 to 5, in the file's first two bytes
+        header = json.dumps({"__metadata__": {"a": ""}})
+        header = json.dumps({"__metadata__": {"a": "x" * (length - len(header))}}).encode()
+        (folder / "x.safetensors").write_bytes(length.to_bytes(8, "little") + header)
+        assert not trust.pickled(folder / "x.safetensors")
+        trust.check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("z.json", gzip.compress(pickle.dumps(Planted()), mtime=0), "no text"),
+        ("z.json", b"{'a': 1}", "no JSON"),
+        ("z.json", b"[" * 100_000, "no JSON"),
+        ("vae/x.safetensors", bytes(100), "no safetensors (Error while deserializing header"),
+        (
+            "vae/x.safetensors",
+            (2).to_bytes(8, "little") + b"{}more",
+            "no safetensors (Error while deserializing header",
+        ),
+        ("NOTICE", b"a\0b", "no text: it holds zero bytes"),
+        ("README.md", "Gruß".encode("latin-1"), "no text in UTF-8"),
+        ("a.png", gzip.compress(b"a", mtime=0), "no .png file, by its first bytes"),
+        ("tokenizer/tokenizer.model", b"PK\3\4", "no .model file, by its first bytes"),
+    ],
+)
+def test_what_is_not_what_its_name_says_is_refused(folder, name, content, told):
+    (folder / name).write_bytes(content)
+    assert f"{name}: {told}" in refused(folder)
+
+
+def test_what_a_downloaded_folder_holds_passes(folder):
+    """As the Hub's folders of SANA have it: a vocabulary of sentencepiece, merges, a card with pictures, shards."""
+    (folder / "tokenizer/tokenizer.model").write_bytes(b"\n\x0e\n\x05<pad>\x15\0\0\0\0\x18\x03")
+    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\ni n\nt h\n")
+    (folder / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+    (folder / "README.md").write_text("e.g. a. über\nN. B.\n", encoding="utf-8")
+    (folder / "LICENSE").write_text("copyright\nof all\n")
+    (folder / "assets").mkdir()
+    for ending in ("png", "jpg", "webp"):
+        Image.new("RGB", (2, 2)).save(folder / f"assets/a.{ending}")
+    shard = "model-00001-of-00001.safetensors"
+    (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder" / shard)
+    index = {"metadata": {}, "weight_map": {"a": shard, "b": shard}}
+    storage.write_json(folder / "text_encoder/model.safetensors.index.json", index)
+    trust.check(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/passwd", "..\\x", "..", "", "vae/config.json", "gone.safetensors", 1]
+)
+def test_an_index_of_shards_that_leads_out_of_its_folder_is_refused(folder, name):
+    (folder.parent / "x").write_bytes(b"x")
+    place = folder / "text_encoder/model.safetensors.index.json"
+    storage.write_json(place, {"weight_map": {"a": "model.safetensors", "b": name}})
+    assert f"index.json: its weight_map names {name!r}, which is no file beside it" in refused(folder)
+    storage.write_json(place, {"weight_map": ["model.safetensors"]})
+    assert "its weight_map is no list of tensors and files" in refused(folder)
+
+
+@pytest.mark.parametrize("words", [["generate", "a"], ["sample", str(ROOT / "profiles/protocols/geneval.yaml"), "out"]])
+def test_commands_that_draw_refuse_a_folder_that_holds_pickle(folder, repository, words):
+    """Named by --model, and as the student that the pipeline made."""
+    planted = "vae/diffusion_pytorch_model.bin"
+    (folder / planted).write_bytes(pickle.dumps(Planted()))
+    assert f"{folder} is refused: {planted}: holds pickle" in refuses(*words, "--model", str(folder))
+    student = repository / "data/models/student/base"
+    student.parent.mkdir(parents=True)
+    shutil.copytree(folder, student)
+    if words[0] == "generate":
+        assert f"data/models/student/base is refused: {planted}: holds pickle" in refuses(*words)
+
+
+def registered_code(folder):
+    """The registered model's own loading of its pipeline."""
+    code = runpy.run_path(str(ROOT / "mlflow/sprint_model.py"))
+    code["SprintModel"]().load_context(SimpleNamespace(artifacts={"pipeline": str(folder)}))
+
+
+LOADERS = {
+    "generate": draw.loaded,
+    "registered model": registered_code,
+    "encode": lambda folder: latents.load(folder, config.Encode(batch=1, dtype="float32")),
+    "frozen parts": bundle.load_frozen_parts,
+}
+
+
+@pytest.mark.parametrize("part", ["vae/diffusion_pytorch_model", "text_encoder/model"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_no_loader_falls_back_to_weights_in_a_pickle(folder, loader, part):
+    LOADERS[loader](folder)
+    weights = folder / f"{part}.safetensors"
+    torch.save(load_file(weights), folder / f"{part.replace('/model', '/pytorch_model')}.bin")
+    weights.unlink()
+    with pytest.raises((OSError, ValueError), match="safetensors"):
+        LOADERS[loader](folder)
 
 
 def test_the_registered_models_own_code_passes_where_it_belongs(folder):
@@ -74,8 +189,7 @@ def test_links_out_of_the_folder_and_within_are_refused(folder, tmp_path):
 
 
 def test_a_file_over_the_limit_is_refused(folder, monkeypatch):
-    with (folder / "big.safetensors").open("wb") as file:
-        file.truncate(3_000_000)
+    save_file({"a": torch.zeros(750_000)}, folder / "big.safetensors")
     trust.check(folder)
     monkeypatch.setenv(trust.MAX_VARIABLE, "2")
     assert "big.safetensors: 3 MB, over SANA_SPRINT_MODEL_FILE_MAX_MB of 2" in refused(folder)
@@ -84,15 +198,18 @@ def test_a_file_over_the_limit_is_refused(folder, monkeypatch):
         trust.check(folder)
 
 
-def test_a_model_that_mlflow_would_unpickle_is_refused(folder):
-    lines = "flavors:\n  python_function:\n    loader_module: mlflow.pyfunc.model\n    python_model: python_model.pkl\n"
-    (folder / "MLmodel").write_text(lines)
-    assert "MLmodel: python_model is python_model.pkl, a pickle" in refused(folder)
-    (folder / "MLmodel").write_text(lines.replace("python_model.pkl", "sprint_model.py"))
-    trust.check(folder)
+@pytest.mark.parametrize("named", ["python_model.pkl", "notes.txt"])
+def test_a_model_that_mlflow_would_unpickle_is_refused(folder, named):
+    flavour = {"loader_module": "mlflow.pyfunc.model", "python_model": named}
+    for loader, told in {
+        "mlflow.pyfunc.model": "loader_module is mlflow.pyfunc.model, and ",
+        CODE: f"{named}, a pickle",
+    }.items():
+        storage.write_json(folder / "MLmodel", {"flavors": {"python_function": flavour | {"loader_module": loader}}})
+        assert told in refused(folder)
 
 
-FLAVOUR = {"loader_module": "mlflow.pyfunc.loaders.code_model", "model_code_path": "/made/elsewhere/sprint_model.py"}
+FLAVOUR = {"loader_module": CODE, "model_code_path": "/made/elsewhere/sprint_model.py"}
 
 
 @pytest.mark.parametrize("place", ["../../elsewhere", "/etc", "artifacts/../../x", "C:\\secrets", "..\\x"])

@@ -149,7 +149,11 @@ def load(foundation: Path, params: Encode) -> Any:
 
     try:
         pipeline = SanaSprintPipeline.from_pretrained(
-            foundation, transformer=None, torch_dtype=getattr(torch, params.dtype), local_files_only=True
+            foundation,
+            transformer=None,
+            torch_dtype=getattr(torch, params.dtype),
+            local_files_only=True,
+            use_safetensors=True,
         )
     except (OSError, SafetensorError) as error:
         reason = pictures.one_line(error)

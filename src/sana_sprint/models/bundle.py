@@ -56,7 +56,7 @@ def load_vae(folder: Path) -> AutoencoderDC:
 
     if not (folder / "vae" / "config.json").is_file():
         raise ValueError(f"{folder / 'vae'}: no autoencoder there; run `dvc repro foundation`")
-    return AutoencoderDC.from_pretrained(folder / "vae", local_files_only=True).eval()
+    return AutoencoderDC.from_pretrained(folder / "vae", local_files_only=True, use_safetensors=True).eval()
 
 
 def load_frozen_parts(folder: Path) -> dict[str, Any]:
@@ -65,7 +65,9 @@ def load_frozen_parts(folder: Path) -> dict[str, Any]:
 
     return {
         "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        "text_encoder": Gemma2Model.from_pretrained(folder / "text_encoder", local_files_only=True).eval(),
+        "text_encoder": Gemma2Model.from_pretrained(
+            folder / "text_encoder", local_files_only=True, use_safetensors=True
+        ).eval(),
         "vae": load_vae(folder),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import lineage, store, versions
+from sana_sprint.registry import lineage, store, trust, versions
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -33,7 +33,8 @@ def champion(server: MlflowClient, names: list[str], size: str | None) -> str | 
 
 def folder_of(model: str | None, size: str | None) -> tuple[Path, str]:
     """Returns the pipeline folder of a model and what it is called. `model` is a folder or
-    models:/name@alias; None means the newest student of `size`. Raises ValueError when there is none.
+    models:/name@alias; None means the newest student of `size`. Raises ValueError when there is none, and naming the
+    files of it that must not be in a model.
     """
     if model is not None and model.startswith("models:/"):
         return _downloaded(model), model
@@ -42,6 +43,7 @@ def folder_of(model: str | None, size: str | None) -> tuple[Path, str]:
     if not (folder / "model_index.json").is_file():
         remedy = "name a SanaSprintPipeline folder or models:/name@alias" if model else "run `dvc repro` first"
         raise ValueError(f"{folder}: no model_index.json there, so no model: {remedy}")
+    trust.check_given(folder)
     return folder, model or str(place)
 
 
@@ -113,7 +115,7 @@ def loaded(folder: Path) -> Any:
     from diffusers import SanaSprintPipeline
 
     load: Any = SanaSprintPipeline.from_pretrained
-    pipeline = load(folder, local_files_only=True)
+    pipeline = load(folder, local_files_only=True, use_safetensors=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -121,6 +121,13 @@ class Follower:
         told = f"{self.name}@{self.alias} {self.version} -> {now} after {self.entry} at {chain.head}"
         return event | {"id": str(uuid.uuid5(NAMESPACE, told))}
 
+    def absent(self) -> str:
+        """Returns in words that there is no such alias to follow so far, nothing where there is one."""
+        if self.version is not None:
+            return ""
+        there = ", ".join(sorted(self.server.get_registered_model(self.name).aliases))
+        return f"no version of {self.name} has the alias '{self.alias}' yet; there are: {there or 'none'}"
+
     def keep(self, event: dict[str, Any]) -> None:
         """Takes down that an event was told."""
         self.version, self.entry = event["to"], event["head"]
@@ -139,17 +146,14 @@ def tell(event: dict[str, Any], deliver: Deliver, tries: int, wait_s: float = 1.
 
 def follow(follower: Follower, deliver: Deliver, every_s: float, tries: int, once: bool) -> Iterator[dict[str, Any]]:
     """Yields each event with what became of it, for ever or after one look. A store that is away is waited for; an
-    event that was not taken comes again at the next look."""
-    from mlflow.exceptions import MlflowException
-
+    event that was not taken comes again at the next look. An alias that no version has is told on stderr; with `once`
+    it is a ValueError."""
+    warned = ""
     while True:
-        try:
-            event = follower.look()
-        except (MlflowException, OSError) as error:
-            if once:
-                raise
-            sys.stderr.write(f"warning: {follower.name}: the store does not answer: {store.one_line(error):.300}\n")
-            event = None
+        event, fault = _look(follower, once)
+        if fault and fault != warned:
+            sys.stderr.write(f"warning: {fault}\n")
+        warned = fault
         if event is not None:
             why, number = tell(event, deliver, tries)
             if why is None:
@@ -158,3 +162,19 @@ def follow(follower: Follower, deliver: Deliver, every_s: float, tries: int, onc
         if once:
             return
         time.sleep(every_s)
+
+
+def _look(follower: Follower, once: bool) -> tuple[dict[str, Any] | None, str]:
+    """Returns (the event to tell or None, what there is to warn of or nothing). With `once` the latter is raised."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        event = follower.look()
+        fault = follower.absent() if event is None else ""
+    except (MlflowException, OSError) as error:
+        if once:
+            raise
+        return None, f"{follower.name}: the store does not answer: {store.one_line(error):.300}"
+    if once and fault:
+        raise ValueError(fault)
+    return event, fault

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
 from sana_sprint.registry import history, trust
-from sana_sprint.registry.package import HUB_CACHE
 from sana_sprint.registry.register import ELSEWHERE, Student
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ def student(
         config.registrable(name)
     except ValueError as error:
         raise ValueError(f"--name {name!r}: {error}") from None
-    _no_snapshot(folder)
-    trust.check(folder, without=HUB_CACHE)
+    trust.check_given(folder)
     index = storage.read_json(folder / "model_index.json")
     if index.get("_class_name") != PIPELINE:
         raise ValueError(f"{folder}/model_index.json: a {index.get('_class_name')}, and {PIPELINE} is asked for")
@@ -48,18 +46,6 @@ def student(
     evaluation = {"size": ELSEWHERE, "times": how["times"]} | evaluation
     made = {"made": ELSEWHERE, "registered_by": history.who()}
     return Student(folder, name, evaluation, scores, how, licence, description, made, {}, link, parts)
-
-
-def _no_snapshot(folder: Path) -> None:
-    """Raises ValueError for a snapshot in the Hub's cache, which is made of links, with the command that brings
-    files."""
-    place = folder.resolve()
-    if (folder / "model_index.json").is_symlink() and place.parent.name == "snapshots":
-        owner, _, name = place.parents[1].name.removeprefix("models--").partition("--")
-        raise ValueError(
-            f"{folder} is a snapshot in the Hub's cache, whose files are links: download them by `hf download "
-            f"{owner}/{name} --revision {place.name} --local-dir FOLDER` and register that folder"
-        )
 
 
 def part_licences(told: list[str]) -> config.PartLicences:

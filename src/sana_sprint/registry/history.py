@@ -14,7 +14,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import os
 import socket
 import uuid
 from dataclasses import dataclass, replace
@@ -136,8 +135,11 @@ def line(content: dict[str, Any]) -> str:
 
 
 def who() -> str:
-    """Returns who is at work: MLFLOW_TRACKING_USERNAME, else user@host of the system."""
-    return os.environ.get("MLFLOW_TRACKING_USERNAME", "").strip() or f"{getpass.getuser()}@{socket.gethostname()}"
+    """Returns who is at work: the user that MLflow logs in, by MLFLOW_TRACKING_USERNAME or ~/.mlflow/credentials, else
+    user@host of the system."""
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    return (read_mlflow_creds().username or "").strip() or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def now() -> str:

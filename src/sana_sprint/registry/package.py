@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import lineage, store, track
+from sana_sprint.registry import lineage, store, track, trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MODEL_CODE = "mlflow/sprint_model.py"
 REQUIREMENTS = ("torch", "diffusers", "transformers", "pandas")
-HUB_CACHE = ".cache"  # what `hf download --local-dir` notes of its files; no part of a model
 
 
 def requirements() -> list[str]:
@@ -72,7 +71,7 @@ def with_card(student: Path, text: str, sampling: Mapping[str, Any], place: Path
     it is. MLflow names the artefact after the last part of `place`, whose parent is removed afterwards.
     """
     shutil.rmtree(place.parent, ignore_errors=True)
-    own = shutil.ignore_patterns("README.md", "sampling.json", HUB_CACHE)
+    own = shutil.ignore_patterns("README.md", "sampling.json", trust.HUB_CACHE)
     shutil.copytree(student, place, copy_function=_link, ignore=own)
     try:
         (place / "README.md").write_text(text)

@@ -131,7 +131,7 @@ def enter(student: Student, run: track.Run) -> dict[str, Any]:
     """
     server, name, evaluation = store.client(run.uri), student.name, student.evaluation
     identity = {
-        "weights_digest": storage.digest(student.folder, without=package.HUB_CACHE),
+        "weights_digest": storage.digest(student.folder, without=trust.HUB_CACHE),
         "sampling_digest": storage.digest_of(student.sampling),
     }
     tags = measured.score_tags(evaluation) | {"licence": student.licence} | identity

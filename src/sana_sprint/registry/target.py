@@ -98,7 +98,7 @@ def _told(uri: str, error: Exception) -> str | None:
 def _of_object_store(error: BaseException | None) -> bool:
     """Tells whether an error, or one that led to it, is of a client of S3."""
     while error is not None:
-        if type(error).__module__.startswith(("boto3.", "botocore.")):
+        if type(error).__module__.startswith(console.OBJECT_STORE):
             return True
         error = error.__cause__ or error.__context__
     return False

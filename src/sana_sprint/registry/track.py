@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ORPHAN_POLL_S, GRACE_S = 0.5, 60.0
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, outbox.METRICS_PER_BATCH  # limits of MLflow's log-batch request
+OBJECT_STORE = "it is reached by MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on file size
 
 
@@ -181,7 +182,9 @@ def fault(error: BaseException) -> str | None:
         return f"disk full while writing ({place:.200}): free space and run `dvc repro` again"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"{error.filename}: no such file; run `dvc repro` to make it"
-    if type(error).__module__.startswith(("mlflow.", "botocore.")):
+    if type(error).__module__.startswith(("boto3.", "botocore.")):
+        return f"the artefact store cannot be used ({text:.500}): {OBJECT_STORE}"
+    if type(error).__module__.startswith("mlflow."):
         return f"MLflow: {text:.500}"
     return text if isinstance(error, ValueError | FileNotFoundError) else None
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import digests, history, measured, moves, packed, store, target, versions
+from sana_sprint.registry import digests, history, measured, moves, packed, shared_files, store, target, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -73,6 +73,8 @@ def transfer(
     with target.spoken_to(to):
         there = store.client(to)
         known = existing(there, called, version)
+        if known is not None:
+            _whole_there(there, known)
     number = _copied(source, sent, there, called) if known is None else str(known.version)
     if known is not None:
         _scores_again(source, sent, there, known)
@@ -184,6 +186,21 @@ def _verify(there: MlflowClient, model_id: str, digest: str, place: Path) -> Non
     if storage.digest(back) != digest:
         where = store.shown(there.tracking_uri)
         raise ValueError(f"{where}: the files of model {model_id} are not those that were sent; no version was made")
+
+
+def _whole_there(there: MlflowClient, known: ModelVersion) -> None:
+    """Reads the files of a version that is there already. Raises ValueError where they are gone, or are not those that
+    were registered."""
+    own_disk = shared_files.local(versions.root(there, known)) is not None
+    with tempfile.TemporaryDirectory(prefix="sana-sprint-transfer-") as place:
+        try:
+            versions.fetched(there, known, None if own_disk else Path(place))
+        except ValueError as error:
+            where = store.shown(there.tracking_uri)
+            raise ValueError(
+                f"{error}; this is the version of {where} with the same weights, so nothing was copied: delete it "
+                "there and transfer again"
+            ) from None
 
 
 def _scores_again(source: MlflowClient, sent: Sent, there: MlflowClient, known: ModelVersion) -> None:

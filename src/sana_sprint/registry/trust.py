@@ -1,12 +1,14 @@
 """What a model's folder may hold: weights as safetensors, text, pictures; nothing that runs when it is read.
 
 Folders that we write, and those that come from a registry or from elsewhere, are checked before anything in them is
-loaded. Reading safetensors, JSON and text executes nothing; pickle does.
+loaded. Reading safetensors, JSON and text executes nothing; pickle does. Whether a file is what its name says is
+file_kinds.py's part.
 """
 
 from __future__ import annotations
 
 import os
+import pickletools
 import re
 import stat
 import zipfile
@@ -15,40 +17,47 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML, YAMLError
 
+from sana_sprint.registry import file_kinds
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_VARIABLE = "SANA_SPRINT_MODEL_FILE_MAX_MB"
 MAX_MB = 40_000  # without the variable: four times a 4.8B network in bfloat16
-ALLOWED = (
-    ".safetensors",
-    ".json",
-    ".jsonl",
-    ".txt",
-    ".md",
-    ".yaml",
-    ".yml",
-    ".png",
-    ".jpg",
-    ".webp",
-    ".model",
-    ".jinja",
-)
-NAMED = ("MLmodel", "registered_model_meta", "LICENSE", "NOTICE", ".gitattributes")
+HUB_CACHE = ".cache"  # what `hf download --local-dir` notes of its files; no part of a model
 OWN_CODE = Path("sprint_model.py")  # models from code: what MLflow copies beside our registered weights
-OPENED = ("python_model", "data", "model_path", "code")  # keys of a flavour: MLflow opens them below the folder
+FROM_CODE = "mlflow.pyfunc.loaders.code_model"  # the loader that unpickles nothing, where `python_model` is not named
 PICKLE_PROTOCOLS = range(2, 6)  # a pickle of these begins with 0x80 and its protocol
+IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}  # what a pickle needs to call anything
+OPENED = ("python_model", "data", "model_path", "code")  # keys of a flavour: MLflow opens them below the folder
 
 
 def check(folder: Path, called: str | None = None, without: str | None = None) -> None:
     """Raises ValueError naming every file of a folder that must not be there: links, what may run when it is loaded,
-    files over SANA_SPRINT_MODEL_FILE_MAX_MB (10^6 bytes), and kinds of files that no model of ours has. What is called
-    `without` in it is passed over."""
+    files over SANA_SPRINT_MODEL_FILE_MAX_MB (10^6 bytes), kinds of files that no model of ours has, and files that are
+    not what their names say. What is called `without` in it is passed over."""
     found = [path for path in entries(folder) if path.relative_to(folder).parts[0] != without]
-    faults = [f"{path.relative_to(folder)}: {why}" for path in found if (why := fault(path, folder))]
-    if faults:
-        told = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise ValueError(f"{called or folder} is refused: {told}; save weights as safetensors and remove the rest")
+    if faults := [f"{path.relative_to(folder)}: {why}" for path in found if (why := fault(path, folder))]:
+        raise refusal(faults, called or str(folder))
+
+
+def refusal(faults: list[str], called: str) -> ValueError:
+    """Returns the error that names the files of a model that must not be there."""
+    told = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+    return ValueError(f"{called} is refused: {told}; save weights as safetensors and remove the rest")
+
+
+def check_given(folder: Path) -> None:
+    """Raises ValueError as `check` does for a folder that a user names, where `hf download` may have left its notes;
+    and for a snapshot in the Hub's cache, which is made of links, with the command that brings files."""
+    place = folder.resolve()
+    if (folder / "model_index.json").is_symlink() and place.parent.name == "snapshots":
+        owner, _, name = place.parents[1].name.removeprefix("models--").partition("--")
+        raise ValueError(
+            f"{folder} is a snapshot in the Hub's cache, whose files are links: download them by `hf download "
+            f"{owner}/{name} --revision {place.name} --local-dir FOLDER` and name that folder"
+        )
+    check(folder, without=HUB_CACHE)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -67,15 +76,19 @@ def fault(path: Path, folder: Path) -> str | None:
         return f"a link to {path.readlink()}"
     if not stat.S_ISREG(about.st_mode):
         return "no plain file"
-    limit_mb = max_mb()
-    if about.st_size > limit_mb * 10**6:
-        return f"{about.st_size / 10**6:.0f} MB, over {MAX_VARIABLE} of {limit_mb}"
+    if too_big := oversized(about.st_size):
+        return too_big
     if pickled(path):
         return "holds pickle, which runs code when it is read"
-    if path.name == "MLmodel":
-        return model_file(path)
-    known = path.suffix in ALLOWED or path.name in NAMED or own_code(path.relative_to(folder))
-    return None if known else "no kind of file that a model of this project has"
+    if own_code(path.relative_to(folder)):
+        return None
+    return file_kinds.fault(path) or (model_file(path) if path.name == "MLmodel" else None)
+
+
+def oversized(size_bytes: int) -> str | None:
+    """Returns in words that a file is over the limit, or None."""
+    limit_mb = max_mb()
+    return f"{size_bytes / 10**6:.0f} MB, over {MAX_VARIABLE} of {limit_mb}" if size_bytes > limit_mb * 10**6 else None
 
 
 def own_code(place: Path) -> bool:
@@ -97,30 +110,48 @@ def max_mb() -> int:
 
 
 def pickled(path: Path) -> bool:
-    """Tells whether a file is a pickle, or an archive that holds one, as torch.save and numpy write them."""
+    """Tells whether a file is a pickle, of whatever protocol, or an archive that holds one, as torch.save and numpy
+    write them. Nothing of it is run. A safetensors file is none, though its length may begin as a pickle does."""
+    if path.suffix == file_kinds.WEIGHTS and file_kinds.fault(path) is None:
+        return False
     with path.open("rb") as file:
         first = file.read(2)
     if len(first) == 2 and first[0] == 0x80 and first[1] in PICKLE_PROTOCOLS:
         return True
-    if first != b"PK" or not zipfile.is_zipfile(path):
+    if first == b"PK" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
+    return path.stat().st_size <= file_kinds.TEXT_MAX_MB * 10**6 and _calls(path.read_bytes())
+
+
+def _calls(content: bytes) -> bool:
+    """Tells whether bytes are a pickle, to its end, that imports something. Those of protocols 0 and 1 have no mark."""
+    try:
+        names = {code.name for code, _, _ in pickletools.genops(content)}
+    except Exception:  # noqa: BLE001  ValueError and others, by what it is instead
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith((".pkl", ".pickle")) for name in archive.namelist())
+    return not names.isdisjoint(IMPORTS)
 
 
 def model_file(path: Path) -> str | None:
     """Returns why an MLmodel file would have MLflow load a pickle or reach out of the model's folder, or None."""
     try:
         content = YAML(typ="safe").load(path.read_text())
-        named = list(_paths(content))
+        named, loader = list(_paths(content)), _loader(content)
     except (YAMLError, UnicodeDecodeError, AttributeError, TypeError):
         return "no MLmodel file"
+    if loader != FROM_CODE:
+        return f"loader_module is {loader}, and {FROM_CODE} alone reads no pickle"
     for key, place in named:
-        if place.endswith((".pkl", ".pickle")):
+        if key == "python_model" or place.endswith((".pkl", ".pickle")):
             return f"{key} is {place}, a pickle"
         if PurePosixPath(place).is_absolute() or PureWindowsPath(place).anchor or ".." in re.split(r"[/\\]", place):
             return f"{key} is {place}, which leads out of the model's folder"
     return None
+
+
+def _loader(content: dict[str, Any]) -> str:
+    return str(content.get("flavors", {}).get("python_function", {}).get("loader_module"))
 
 
 def _paths(content: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 from sana_sprint.registry import digests, shared_files, store, trust
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow.entities import FileInfo
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from mlflow.tracking import MlflowClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
@@ -125,14 +129,34 @@ def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = No
         raise ValueError(f"{called}: its files are gone ({gone})")
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
+    disk = shared_files.local(address)
     try:
+        _check_stored(server, address, called) if disk is None else trust.check(disk, called)
         below = None if place is None else str(place)
         path = Path(download_artifacts(address, dst_path=below, tracking_uri=server.tracking_uri))
     except (MlflowException, OSError) as error:
         reason = f"{store.one_line(error):.{FAULT_LENGTH_MAX}}"
         raise ValueError(f"{called}: its files cannot be read ({reason})") from None
-    trust.check(path, called)
-    own_disk = shared_files.local(address) is not None
-    if changed := digests.faults(path, version.tags, own_disk, scores):
+    if disk is None:
+        trust.check(path, called)
+    if changed := digests.faults(path, version.tags, disk is not None, scores):
         raise ValueError(f"{called}: its files are not as they were registered: {digests.told(changed)}")
     return path
+
+
+def _check_stored(server: MlflowClient, address: str, called: str) -> None:
+    """Raises ValueError naming the files of a store that are too big for this machine, before any is fetched."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    files = _files(get_artifact_repository(address, tracking_uri=server.tracking_uri), None)
+    if faults := [f"{file.path}: {why}" for file in files if (why := trust.oversized(file.file_size or 0))]:
+        raise trust.refusal(faults, called)
+
+
+def _files(store: ArtifactRepository, folder: str | None) -> Iterator[FileInfo]:
+    """Yields what a store says of every file below a folder of it."""
+    for entry in store.list_artifacts(folder):
+        if entry.is_dir:
+            yield from _files(store, entry.path)
+        else:
+            yield entry
