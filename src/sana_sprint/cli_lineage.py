@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -70,6 +70,8 @@ def lineage(
     client = cli_registry.server()
     found = versions.resolve(client, version)
     told = ancestry.of_version(client, found)
+    if root := places.repository_or_none():
+        told["data"]["committed"] = ancestry.committed(root, found)
     if checkout:
         told["checked_out"] = ancestry.checkout(places.repository(), found)
     if as_json:
@@ -81,7 +83,11 @@ def lineage(
 @with_example("sana-sprint uses data/raw", "sana-sprint uses c07c295ead54f32afbc3d796f94a0ea6.dir --json")
 def uses(
     path: Annotated[
-        str, typer.Argument(help="An output of the pipeline, or a digest that dvc.lock has or had for one.")
+        str,
+        typer.Argument(
+            help="An output or a source of the pipeline, a digest that dvc.lock has or had for one, or the sha256 "
+            "of a data manifest, as lineage and cards tell it."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -89,8 +95,11 @@ def uses(
     from sana_sprint.registry import ancestry, origin
 
     root = places.repository()
-    digest = path if origin.is_digest(path) else origin.digest_of(root, path)
-    found: dict[str, Any] = ancestry.uses(cli_registry.server(), digest)
+    if origin.is_sha256(path):
+        found, digest = ancestry.uses_of_manifest(cli_registry.server(), path), path
+    else:
+        digest = path if origin.is_digest(path) else origin.digest_of(root, path)
+        found = ancestry.uses(cli_registry.server(), digest)
     if as_json:
         console.emit({"digest": digest} | found)
         return

@@ -1,5 +1,6 @@
 """Lineage both ways, on a real git repository with DVC: from a version to code and data, and from data to versions."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -80,10 +81,24 @@ def test_data_lead_to_the_versions_and_runs_made_from_them_and_versions_back_to_
     assert ([one["version"] for one in found["versions"]], found["runs"]) == (["1"], [])
     assert f"{NAME}" in call("uses", "data/models/student/small")
     told = refused("uses", "data/models")
-    assert "data/models: no output that dvc.lock knows; name data/models/student/small" in told
+    assert "data/models: no output or source that dvc.lock knows; name data/models/student/small" in told
+    of_source = json.loads(call("uses", SOURCE, "--json"))
+    assert of_source["digest"] == digests[1][SOURCE]
+    assert {key: of_source[key] for key in found} == json.loads(call("uses", "data/raw", "--json")) | {
+        "digest": digests[1][SOURCE]
+    }
+    server = store.client(store.tracking_uri())
+    for number, version in ("1", first), ("2", second):
+        server.set_model_version_tag(NAME, version.version, lineage.DATA_DIGEST, number * 64)
+    assert [one["version"] for one in parsed("uses", "2" * 64)["versions"]] == ["2"]
+    assert [one["run"] for one in parsed("uses", "2" * 64)["runs"]] == [run.run_id]
+    assert parsed("uses", "a" * 64) == {"digest": "a" * 64, "versions": [], "runs": []}
 
     told = json.loads(call("lineage", f"models:/{NAME}/1", "--json"))
     assert told["code"]["git_commit"] == git(root, "rev-parse", "HEAD~1")
+    lock = subprocess.run(["git", "show", "HEAD~1:dvc.lock"], cwd=root, capture_output=True, check=True).stdout
+    committed = {"git_commit": git(root, "rev-parse", "HEAD~1"), "dvc_lock_sha256": hashlib.sha256(lock).hexdigest()}
+    assert told["data"]["committed"] == committed
     assert told["data"]["outputs"] == digests[0]
     assert told["made_on"]["packages"]["torch"].startswith("2.")
     assert digests[0]["data/raw"] in call("lineage", f"models:/{NAME}/1")
@@ -190,8 +205,30 @@ def test_a_checkout_fetches_from_the_remote_what_the_cache_has_lost(history, tmp
         assert repo.status() == {}
     shutil.rmtree(root / ".dvc/cache")
     shutil.rmtree(tmp_path / "remote")
+    before = state(root)
     told = refused("lineage", f"models:/{NAME}/2", "--checkout")
-    assert "data are neither in DVC's cache nor its remote" in told
+    assert "are neither in DVC's cache nor its remote (data/" in told
+    assert state(root) == before
+
+
+def state(root):
+    """What a checkout that is refused leaves as it was: branch, commit and data."""
+    files = sorted(path for path in (root / "data").rglob("*") if path.is_file() and "mlflow" not in path.parts)
+    where = [git(root, "rev-parse", *words) for words in (["--abbrev-ref", "HEAD"], ["HEAD"])]
+    return where, {str(path): path.read_bytes() for path in files}
+
+
+def test_a_checkout_that_would_lose_data_is_refused_and_changes_nothing(history):
+    """In the middle of it, when code has moved already: DVC alone knows what it has not saved."""
+    root, _, _ = history
+    weights = root / "data/models/student/small/weights.txt"
+    weights.unlink()  # a link to DVC's cache, perhaps
+    weights.write_text("of a run that goes on")
+    before = state(root)
+    assert before[0][0] != "HEAD"
+    told = refused("lineage", f"models:/{NAME}/1", "--checkout")
+    assert "unsaved" in told
+    assert state(root) == before
 
 
 def test_a_checkout_restores_commit_and_data_and_dvc_finds_nothing_to_do(history):

@@ -1,6 +1,7 @@
 """Registration: one version per set of weights, with signature, card, licence, lineage and scores."""
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -138,7 +139,7 @@ def test_card_licence_lineage_and_metrics_travel_with_the_version(registered, re
     assert tags["licence"] == "Apache-2.0"
     assert tags["run_prepare"] == prepared.run_id
     assert tags["weights_digest"] == storage.digest(repository / "data/models/student" / SIZE)
-    assert {"git_commit", "git_dirty", "dvc_lock_sha256", "data_digest", "run_parent"} <= set(tags)
+    assert {"git_commit", "git_dirty", "data_digest", "run_parent"} <= set(tags)
     metrics = {m.key: m.value for m in server.get_logged_model(answer["model_id"]).metrics}
     assert metrics["overall/student_4_step"] == 0.5
     assert metrics["standard_error/task_don_t_ say_student_4_step"] == 0.02
@@ -162,11 +163,12 @@ def test_lineage_passes_over_runs_of_other_params(repository, server):
     assert lineage.run_ids(server, other.run_id, SIZE, sections, repository) == {"run_prepare": fits.run_id}
 
 
-def test_digest_of_dvc_lock_is_recorded(repository):
-    (repository / "dvc.lock").write_text("schema: '2.0'\n")
-    digests = lineage.digests(repository)
-    assert digests["dvc_lock_sha256"] == storage.digest(repository / "dvc.lock")
-    assert digests["data_digest"] == "none"
+def test_the_digest_of_the_data_manifest_is_recorded(repository):
+    assert lineage.digests(repository) == {"data_digest": "none"}
+    manifest = repository / "data/raw/manifest.parquet"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("rows")
+    assert lineage.digests(repository) == {"data_digest": hashlib.sha256(b"rows").hexdigest()}
 
 
 def test_scores_without_their_protocol_are_refused(registered):

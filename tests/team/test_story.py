@@ -281,6 +281,7 @@ def lineage_is_walked_both_ways(story, first, better):
         digests[number] = outs[0]["md5"]
         told = parsed("lineage", f"models:/{NAME}/{number}")
         assert told["data"]["outputs"]["data/raw"] == digests[number]
+        assert told["data"]["committed"]["git_commit"] == commit
         stage = told["runs"]["distill"]
         assert (stage["run"], stage["made_on"]) == (run, origin.machine())
         assert stage["params"]["distill.iterations"] == config.load(config.Distill).iterations

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint.registry import lineage, origin, transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from dvc.repo import Repo
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 RUN_TAG = "run_"  # prefix of a version's tags that name the runs of its stages
 PAGE = 1000
+RAW = "data/raw"  # the output that holds the data manifest
 
 
 def read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
@@ -44,8 +48,7 @@ def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         "protocol_sha256": tags.get("protocol_digest", "not recorded"),
         "code": {"git_commit": tags.get("git_commit", "none"), "changed": tags.get("git_dirty", "unknown")},
         "data": {
-            "dvc_lock_sha256": tags.get("dvc_lock_sha256", "none"),
-            "manifest_sha256": tags.get("data_digest", "none"),
+            "manifest_sha256": tags.get(lineage.DATA_DIGEST, "none"),
             "outputs": read(tags, origin.MADE_FROM),
         },
         "parameters": {"profile": tags.get("profile", "none")},
@@ -123,6 +126,14 @@ def commit(tags: Mapping[str, str]) -> dict[str, str]:
     return {"git_commit": tags.get("git_commit", "none")}
 
 
+def uses_of_manifest(server: MlflowClient, sha256: str) -> dict[str, list[dict[str, Any]]]:
+    """Returns what `uses` does for the data whose manifest has this sha256, by the versions that name it."""
+    versions = [one for one in every_version(server) if one.tags.get(lineage.DATA_DIGEST) == sha256]
+    raw = {made[RAW] for made in (read(one.tags, origin.MADE_FROM) for one in versions) if RAW in made}
+    found = [uses(server, digest) for digest in sorted(raw)]
+    return {kind: [one for each in found for one in each[kind]] for kind in ("runs", "versions")}
+
+
 def found_runs(server: MlflowClient, experiments: list[str], digest: str) -> list[Run]:
     """Returns all runs whose tag origin.MADE_FROM names the digest."""
     found: list[Run] = []
@@ -153,10 +164,22 @@ def every_version(server: MlflowClient) -> list[ModelVersion]:
             return found
 
 
+def committed(root: Path, version: ModelVersion) -> dict[str, str]:
+    """Returns the commit of this repository from which a version's data can be had, the first whose dvc.lock holds
+    them all, and the sha256 of that dvc.lock; `none` where there is none. A version is registered before its dvc.lock
+    is committed, so that the commit of its tag is the one before."""
+    commit = holding(root, read(version.tags, origin.MADE_FROM)) if (root / ".git").exists() else None
+    if commit is None:
+        return {"git_commit": "none"}
+    lock = subprocess.run(["git", "show", f"{commit}:dvc.lock"], cwd=root, capture_output=True, check=True).stdout
+    return {"git_commit": commit, "dvc_lock_sha256": hashlib.sha256(lock).hexdigest()}
+
+
 def checkout(root: Path, version: ModelVersion) -> str:
     """Puts code and data of the repository back to where a version was made, and returns the commit: the first whose
-    dvc.lock holds the version's outputs. Raises ValueError when the working tree has changes, when no commit holds
-    them, or when their data are neither in DVC's cache nor its remote."""
+    dvc.lock holds the version's data. Raises ValueError, with code and data as they were, when the working tree has
+    changes or data that DVC has not saved, when no commit holds the version's, or when they are neither in DVC's cache
+    nor its remote."""
     if git(root, "status", "--porcelain", "--untracked-files=no"):
         raise ValueError(f"{root}: the working tree has changes; commit or stash them first")
     made = read(version.tags, origin.MADE_FROM)
@@ -167,8 +190,16 @@ def checkout(root: Path, version: ModelVersion) -> str:
             f"{called}: no commit of this repository has a dvc.lock with its outputs; it was registered at commit "
             f"{version.tags.get('git_commit', 'none')}, and dvc.lock was not committed after it"
         )
+    fetch(root, commit)
+    branch, before = git(root, "rev-parse", "--abbrev-ref", "HEAD"), git(root, "rev-parse", "HEAD")
     git(root, "checkout", "--quiet", commit)
-    restore(root)
+    try:
+        restore(root)
+    except ValueError:
+        git(root, "checkout", "--quiet", before if branch == "HEAD" else branch)
+        with suppress(ValueError):
+            restore(root)
+        raise
     return commit
 
 
@@ -185,20 +216,38 @@ def holding(root: Path, made: Mapping[str, str]) -> str | None:
     return None
 
 
-def restore(root: Path) -> None:
-    """Brings the outputs of dvc.lock into the working tree, from DVC's cache, else from its remote."""
+@contextmanager
+def dvc(root: Path) -> Iterator[Repo]:
+    """Yields the DVC repository of `root`, whose errors become ValueError."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo(str(root)) as repo:
-        try:
-            repo.checkout(force=True)
-        except DvcException:
-            try:
-                repo.pull()
-            except DvcException as error:
-                words = " ".join(str(error).split())
-                raise ValueError(f"{root}: data are neither in DVC's cache nor its remote ({words:.300})") from None
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise ValueError(f"{root}: {' '.join(str(error).split()):.500}") from None
+
+
+def fetch(root: Path, commit: str) -> None:
+    """Brings what DVC's cache lacks of a commit's data, and of those in the working tree, from its remote. Raises
+    ValueError naming what of the commit is in neither."""
+    with dvc(root) as repo:
+        repo.fetch(revs=[commit], workspace=True)
+        of_commit = (out for _ in repo.brancher(revs=[commit], workspace=False) for out in repo.index.outs)
+        absent = sorted({str(out) for out in of_commit if out.use_cache and out.changed_cache()})
+    if absent:
+        told = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        raise ValueError(
+            f"{root}: data of commit {commit[:12]} are neither in DVC's cache nor its remote ({told}), so nothing was "
+            "changed; bring them there by `dvc push` from where they are"
+        )
+
+
+def restore(root: Path) -> None:
+    """Brings the outputs of dvc.lock from DVC's cache into the working tree, where none is lost that is not saved."""
+    with dvc(root) as repo:
+        repo.checkout()
 
 
 def git(root: Path, *words: str) -> str:

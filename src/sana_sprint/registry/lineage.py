@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mlflow.tracking import MlflowClient
 
+DATA_DIGEST = "data_digest"  # the tag of versions: sha256 of the data manifest
 UPSTREAM = ("prepare", "foundation", "encode", "teacher", "prune", "convert", "distill", "schedule", "evaluate")
 
 
@@ -62,11 +63,15 @@ def repository(start: Path | None = None) -> Path:
     """Returns the folder with params.yaml: the current one or the nearest above it. Raises ValueError if none
     is.
     """
+    if found := repository_or_none(start):
+        return found
+    raise ValueError(f"{start or Path.cwd()}: no params.yaml here or above: run this inside the repository")
+
+
+def repository_or_none(start: Path | None = None) -> Path | None:
+    """Returns what `repository` does, None where that raises."""
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file():
-            return folder
-    raise ValueError(f"{here}: no params.yaml here or above: run this inside the repository")
+    return next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), None)
 
 
 def _git(root: Path, *words: str) -> str | None:
@@ -137,9 +142,9 @@ def is_dead(mark: str) -> bool:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Returns the sha256 of dvc.lock and of the data manifest; `none` for one that is not there."""
-    files = {"dvc_lock_sha256": root / "dvc.lock", "data_digest": root / "data/raw/manifest.parquet"}
-    return {key: storage.digest(path) if path.is_file() else "none" for key, path in files.items()}
+    """Returns the sha256 of the data manifest; `none` where there is none."""
+    path = root / "data/raw/manifest.parquet"
+    return {DATA_DIGEST: storage.digest(path) if path.is_file() else "none"}
 
 
 def run_ids(server: MlflowClient, run_id: str, size: str, sections: Mapping[str, Any], root: Path) -> dict[str, str]:

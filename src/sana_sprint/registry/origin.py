@@ -135,14 +135,19 @@ def is_digest(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}(\.dir)?", text) is not None
 
 
+def is_sha256(text: str) -> bool:
+    """Tells whether a text is a sha256, as versions and cards tell it of the data manifest."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
 def digest_of(root: Path, path: str) -> str:
-    """Returns the digest by which dvc.lock knows an output. Raises ValueError naming what dvc.lock knows."""
-    known = outputs(locked(root))
+    """Returns the digest by which dvc.lock knows an output or source. Raises ValueError naming what dvc.lock knows."""
+    known = digests(locked(root))
     if path.rstrip("/") in known:
-        return known[path.rstrip("/")][1]
+        return known[path.rstrip("/")]
     near = [one for one in known if overlaps(path.rstrip("/"), one)]
     remedy = f"name {' or '.join(near[:5])}" if near else "name an output of a stage, such as data/raw, or its digest"
-    raise ValueError(f"{path}: no output that dvc.lock knows; {remedy}")
+    raise ValueError(f"{path}: no output or source that dvc.lock knows; {remedy}")
 
 
 def machine() -> dict[str, Any]:
