@@ -78,6 +78,10 @@ def test_what_is_there_already_is_not_copied_again(model, other, rules):
 def test_over_two_hops_every_registry_s_history_and_name_goes_along(model, other, rules, tmp_path, empty_store):
     """dev -> staging -> prod, and prod hears of dev again from dev itself."""
     dev, prod = two(model, rules).server, sqlite_store(empty_store, tmp_path / "prod")
+    run_id = dev.create_run("0", run_name="01 prepare", tags={"mlflow.parentRunId": "a command"}).info.run_id
+    dev.log_param(run_id, "prepare.seed", "7")
+    dev.set_terminated(run_id)
+    dev.set_model_version_tag(model.name, "2", "run_prepare", run_id)
     transfer.transfer(dev, f"models:/{model.name}/2", other.tracking_uri)
     promote.move(other, promote.judge(other, model.name, rules))
     told = transfer.transfer(other, f"models:/{model.name}@champion", prod.tracking_uri)
@@ -97,6 +101,9 @@ def test_over_two_hops_every_registry_s_history_and_name_goes_along(model, other
     ]
     came = ancestry.of_version(prod, prod.get_model_version(model.name, "1"))
     assert came["transferred"] == {"from": origins, "past": past}
+    runs = ancestry.of_version(dev, dev.get_model_version(model.name, "2"))["runs"]
+    assert (runs["prepare"]["name"], runs["prepare"]["params"]) == ("01 prepare", {"prepare.seed": 7})
+    assert came["runs"] == runs  # told by dev, whose runs prod does not have
     words = ancestry.in_words(came)["transferred"]
     assert words["from"]["1"].startswith(f"models:/{model.name}/2 of {stores[0]}, by ")
     assert words["moves"]["2"].startswith(f"rollback 2 -> 1 in {stores[0]}, by ")

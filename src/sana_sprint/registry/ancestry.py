@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -19,18 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-RUN_TAG = "run_"  # prefix of a version's tags that name the runs of its stages
 PAGE = 1000
 RAW = "data/raw"  # the output that holds the data manifest
-
-
-def read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
-    """Returns the JSON of a tag, {} where it is not there or none."""
-    try:
-        found = json.loads(tags.get(key, "{}"))
-    except json.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
@@ -39,7 +28,6 @@ def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     the moves of their histories that name it, oldest first."""
     tags = version.tags
     came = {"from": transfer.listed(tags, transfer.ORIGIN), "past": transfer.listed(tags, transfer.PAST)}
-    runs = {key.removeprefix(RUN_TAG): value for key, value in tags.items() if key.startswith(RUN_TAG)}
     return {
         "version": f"{version.name} version {version.version}",
         "made": tags.get("made", "by this pipeline"),
@@ -49,30 +37,13 @@ def of_version(server: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         "code": {"git_commit": tags.get("git_commit", "none"), "changed": tags.get("git_dirty", "unknown")},
         "data": {
             "manifest_sha256": tags.get(lineage.DATA_DIGEST, "none"),
-            "outputs": read(tags, origin.MADE_FROM),
+            "outputs": lineage.read(tags, origin.MADE_FROM),
         },
         "parameters": {"profile": tags.get("profile", "none")},
-        "runs": {stage: of_run(server, run_id) for stage, run_id in sorted(runs.items())},
-        "made_on": read(tags, origin.MADE_ON),
+        "runs": lineage.runs_behind(server, tags),
+        "made_on": lineage.read(tags, origin.MADE_ON),
         "requirements_lock_sha256": tags.get("environment_digest", "not recorded"),
     } | ({"transferred": came} if came["from"] else {})
-
-
-def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
-    """Returns a run's name, status, seconds, parent, parameters by name, and machine; only its id where the server has
-    it no more."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = server.get_run(run_id)
-    except MlflowException:
-        return {"run": run_id, "status": "gone"}
-    took_s = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
-    told = {"run": run_id, "name": run.info.run_name, "status": run.info.status, "took_s": took_s}
-    parent = run.data.tags.get("mlflow.parentRunId")
-    told |= {"parent": parent} if parent else {}  # the run of a command has none
-    params = {key: lineage.parsed(text) for key, text in sorted(run.data.params.items())}
-    return told | {"params": params, "made_on": read(run.data.tags, origin.MADE_ON)}
 
 
 def in_words(told: dict[str, Any]) -> dict[str, Any]:
@@ -106,9 +77,9 @@ def uses(server: MlflowClient, digest: str) -> dict[str, list[dict[str, Any]]]:
     runs = [
         run
         for run in found_runs(server, experiments, digest)
-        if digest in read(run.data.tags, origin.MADE_FROM).values()
+        if digest in lineage.read(run.data.tags, origin.MADE_FROM).values()
     ]
-    made = [one for one in every_version(server) if digest in read(one.tags, origin.MADE_FROM).values()]
+    made = [one for one in every_version(server) if digest in lineage.read(one.tags, origin.MADE_FROM).values()]
     return {
         "runs": [
             {"run": run.info.run_id, "name": run.info.run_name, "status": run.info.status, **commit(run.data.tags)}
@@ -129,7 +100,7 @@ def commit(tags: Mapping[str, str]) -> dict[str, str]:
 def uses_of_manifest(server: MlflowClient, sha256: str) -> dict[str, list[dict[str, Any]]]:
     """Returns what `uses` does for the data whose manifest has this sha256, by the versions that name it."""
     versions = [one for one in every_version(server) if one.tags.get(lineage.DATA_DIGEST) == sha256]
-    raw = {made[RAW] for made in (read(one.tags, origin.MADE_FROM) for one in versions) if RAW in made}
+    raw = {made[RAW] for made in (lineage.read(one.tags, origin.MADE_FROM) for one in versions) if RAW in made}
     found = [uses(server, digest) for digest in sorted(raw)]
     return {kind: [one for each in found for one in each[kind]] for kind in ("runs", "versions")}
 
@@ -168,7 +139,7 @@ def committed(root: Path, version: ModelVersion) -> dict[str, str]:
     """Returns the commit of this repository from which a version's data can be had, the first whose dvc.lock holds
     them all, and the sha256 of that dvc.lock; `none` where there is none. A version is registered before its dvc.lock
     is committed, so that the commit of its tag is the one before."""
-    commit = holding(root, read(version.tags, origin.MADE_FROM)) if (root / ".git").exists() else None
+    commit = holding(root, lineage.read(version.tags, origin.MADE_FROM)) if (root / ".git").exists() else None
     if commit is None:
         return {"git_commit": "none"}
     lock = subprocess.run(["git", "show", f"{commit}:dvc.lock"], cwd=root, capture_output=True, check=True).stdout
@@ -182,7 +153,7 @@ def checkout(root: Path, version: ModelVersion) -> str:
     nor its remote."""
     if git(root, "status", "--porcelain", "--untracked-files=no"):
         raise ValueError(f"{root}: the working tree has changes; commit or stash them first")
-    made = read(version.tags, origin.MADE_FROM)
+    made = lineage.read(version.tags, origin.MADE_FROM)
     commit = holding(root, made)
     if commit is None:
         called = f"{version.name} version {version.version}"

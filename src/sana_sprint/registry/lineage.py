@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sana_sprint import storage
-from sana_sprint.registry import origin
+from sana_sprint.registry import origin, packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlflow.tracking import MlflowClient
 
+RUN_TAG = "run_"  # prefix of a version's tags that name the runs of its stages
+RUNS = "transferred.runs"  # the tag of a version from another registry: its runs as they were told there
+GONE = "gone"  # the status of a run that the server does not have
 DATA_DIGEST = "data_digest"  # the tag of versions: sha256 of the data manifest
 UPSTREAM = ("prepare", "foundation", "encode", "teacher", "prune", "convert", "distill", "schedule", "evaluate")
 
@@ -145,6 +148,41 @@ def digests(root: Path) -> dict[str, str]:
     """Returns the sha256 of the data manifest; `none` where there is none."""
     path = root / "data/raw/manifest.parquet"
     return {DATA_DIGEST: storage.digest(path) if path.is_file() else "none"}
+
+
+def read(tags: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Returns the JSON of a tag, {} where it is not there or none."""
+    try:
+        found = json.loads(tags.get(key, "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def of_run(server: MlflowClient, run_id: str) -> dict[str, Any]:
+    """Returns a run's name, status, seconds, parent, parameters by name, and machine; only its id where the server has
+    it no more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = server.get_run(run_id)
+    except MlflowException:
+        return {"run": run_id, "status": GONE}
+    took_s = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
+    told = {"run": run_id, "name": run.info.run_name, "status": run.info.status, "took_s": took_s}
+    parent = run.data.tags.get("mlflow.parentRunId")
+    told |= {"parent": parent} if parent else {}  # the run of a command has none
+    params = {key: parsed(text) for key, text in sorted(run.data.params.items())}
+    return told | {"params": params, "made_on": read(run.data.tags, origin.MADE_ON)}
+
+
+def runs_behind(server: MlflowClient, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns by stage what `of_run` tells of the runs that a version's tags name; of runs that the server does not
+    have, what the registry told that the version came from."""
+    carried = packed.unpack(tags, RUNS) or {}
+    named = {key.removeprefix(RUN_TAG): run_id for key, run_id in sorted(tags.items()) if key.startswith(RUN_TAG)}
+    told = {stage: of_run(server, run_id) for stage, run_id in named.items()}
+    return {stage: carried.get(stage, one) if one["status"] == GONE else one for stage, one in told.items()}
 
 
 def run_ids(server: MlflowClient, run_id: str, size: str, sections: Mapping[str, Any], root: Path) -> dict[str, str]:

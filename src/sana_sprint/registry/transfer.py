@@ -3,10 +3,12 @@ and past.
 
 The files are read back from the new store and their digests compared before the version is made, so a version that is
 there is whole. What the aliases and the histories of the registries before say is told in tags; the new one has its
-own. Both tags are lists that every transfer makes longer:
+own. Two tags are lists that every transfer makes longer:
 
     transferred.from    {"store", "version", "by", "at"} of every registry that it came through, the first one first
     transferred.past    the entries of their histories that name it, each with its "store", in the same order
+
+The runs behind it stay where they are; transferred.runs tells of them what lineage told there.
 """
 
 from __future__ import annotations
@@ -19,7 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
-from sana_sprint.registry import digests, history, measured, moves, packed, shared_files, store, target, versions
+from sana_sprint.registry import (
+    digests,
+    history,
+    lineage,
+    measured,
+    moves,
+    packed,
+    shared_files,
+    store,
+    target,
+    versions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +41,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PAST, ORIGIN = "transferred.past", "transferred.from"
-OF_ITS_STORE = (moves.MARK, "mlflow.", "model_id", PAST, ORIGIN)  # prefixes of tags that are not copied as they are
+# Prefixes of tags that are not copied as they are.
+OF_ITS_STORE = (moves.MARK, "mlflow.", "model_id", PAST, ORIGIN, lineage.RUNS)
 OF_ITS_FILES = (digests.LIST, measured.FILES, measured.BYTES, measured.CARD)  # which were made with a version
 IDENTITY = (measured.WEIGHTS, "sampling_digest")
 
@@ -121,11 +135,12 @@ def _sent(source: MlflowClient, version: ModelVersion) -> Sent:
     came = {"store": place, "version": f"models:/{version.name}/{number}", "by": history.who(), "at": history.now()}
     events = history.read(source, version.name).events()
     here = [event | {"store": place} for event in events if number in (event["from"], event["to"])]
+    tags = {key: value for key, value in version.tags.items() if not key.startswith(OF_ITS_STORE)}
     return Sent(
         version=version,
         root=versions.root(source, version),
         model_description=source.get_registered_model(version.name).description,
-        tags={key: value for key, value in version.tags.items() if not key.startswith(OF_ITS_STORE)},
+        tags=tags | packed.pack(lineage.RUNS, lineage.runs_behind(source, version.tags)),
         origins=[*listed(version.tags, ORIGIN), came],
         past=[*listed(version.tags, PAST), *here],
     )
