@@ -1,6 +1,7 @@
 """Transfer: a version arrives in another registry whole or not at all, once, with what it was and whence it came."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_a_version_arrives_with_its_files_card_lineage_scores_and_past(model, ot
     assert came["version"] == f"models:/{model.name}/2"
     assert versions.version_of(other, model.name, "challenger").version == there.version
     assert versions.version_of(other, model.name, "champion") is None
+
+
+def test_a_transfer_leaves_the_store_of_this_process_as_it_was_named(model, other, rules, monkeypatch):
+    """In the environment, whatever MLflow was told earlier in this process."""
+    two(model, rules)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("sqlite:///told-earlier.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", model.server.tracking_uri)
+    transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
+    assert os.environ["MLFLOW_TRACKING_URI"] == model.server.tracking_uri
+    assert mlflow.get_tracking_uri() == "sqlite:///told-earlier.db"
+    mlflow.set_tracking_uri(before)
 
 
 def test_what_is_there_already_is_not_copied_again(model, other, rules):
