@@ -328,7 +328,7 @@ def test_a_training_saves_and_ends_when_dvc_alone_is_killed_and_on_ctrl_c(distur
     profile.write_text(text.replace("  precision: 32-true\n  flow:\n    steps: 20\n", ENDLESS, 1))
     log, place = clone.root.parent / f"{end.__name__}.log", clone.root / "data/checkpoints/teacher"
     process = clone.start(log, "dvc", "repro", "--single-item", "teacher")
-    wait_for(process, clone.root, log, "teacher", "data/checkpoints/teacher/step-0000008")
+    wait_for(process, clone.root, log, "teacher", "/20000")  # some steps on, wherever the one before has left off
     end(process)
     process.wait()
     assert clone.quiet() == []
