@@ -34,7 +34,7 @@ from pathlib import Path
 from sana_sprint.training import launch
 launch.run(pickle.loads(Path(sys.argv[1]).read_bytes()))
 """
-WAIT_S = 90
+WAIT_S = 400  # four suites side by side start Ray slowly
 GONE_S = 90
 
 
