@@ -123,7 +123,7 @@ def test_a_wrong_password_is_told_and_not_shown(student, team_server, anna, monk
         (["lineage", f"models:/{NAME}/9"], "there is no version 9; there are: 1"),
         (["lineage", f"models:/{NAME}@staging"], f"no version of {NAME} has the alias 'staging'; there are: 1"),
         (["lineage", NAME], "name a version as models:/name@alias or models:/name/number"),
-        (["uses", "data/nothing"], "data/nothing: no output that dvc.lock knows"),
+        (["uses", "data/nothing"], "data/nothing: no output or source that dvc.lock knows"),
         (["compare", VERSION, f"models:/{NAME}@staging"], "has the alias 'staging'; there are: 1"),
         (["transfer", f"models:/{NAME}/9", "--to", "sqlite:///other/mlflow.db"], "there is no version 9"),
         (["follow", "nobody", "--command", "true", "--once"], "nobody: no such registered model"),
