@@ -14,6 +14,12 @@ pytestmark = pytest.mark.e2e
 ONCE = ("prepare", "validate", "foundation", "encode", "judge", "teacher", "report")
 PER_SIZE = ("prune", "convert", "distill", "schedule", "evaluate", "register")
 ALL = {*ONCE, *(f"{stage}@{size}" for stage in PER_SIZE for size in SIZES)}
+SMALL = "models:/sana-sprint-smoke-small"
+MADE_OF = {
+    "data/raw": ("base", "small"),
+    "data/models/teacher": ("base", "small"),
+    "data/models/pruned/small": ("small",),
+}
 SECOND_RUN_TIMES = 5  # 2.5 where it was measured; to hash all outputs anew, or to import torch, takes more
 DRAW = """
 import sys
@@ -151,6 +157,60 @@ def test_generate_writes_the_picture_that_it_names(finished, tmp_path):
     told = finished.clone.run("sana-sprint", "generate", "two red circles", "--steps", "1", "--out", str(picture))
     assert told.splitlines()[-1].startswith(f"{picture}: 32 x 32 px, 1 steps, seed 0, by ")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def commit(clone):
+    """What the README tells to commit after a run; returns the commit."""
+    clone.run("git", "add", "--all")
+    clone.run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "a run")
+    return clone.run("git", "rev-parse", "HEAD").strip()
+
+
+def recorded(clone):
+    """The digest of each path as dvc.lock has it."""
+    entries = YAML(typ="safe").load((clone.root / "dvc.lock").read_text())["stages"].values()
+    return {one["path"]: one["md5"] for entry in entries for kind in ("deps", "outs") for one in entry.get(kind, [])}
+
+
+def test_lineage_leads_from_a_version_to_its_runs_and_data_and_from_each_datum_to_what_was_made_of_it(finished):
+    clone = finished.clone
+    at = commit(clone)
+    told = json.loads(clone.run("sana-sprint", "lineage", f"{SMALL}@challenger", "--json"))
+    outputs, known = told["data"]["outputs"], recorded(clone)
+    assert outputs == {path: known[path] for path in outputs}
+    assert set(outputs) >= {"data/raw", "data/latents", "data/models/teacher", "data/models/student/small"}
+    assert not [path for path in outputs if "base" in path]
+    assert told["data"]["committed"]["git_commit"] == at
+    runs = {name: run for run, name in rows(clone, "select run_uuid, name from runs")}
+    behind = {one["name"]: one["run"] for stage, one in told["runs"].items() if stage != "parent"}
+    assert behind == {name: runs[name] for name in behind}
+    assert {name[3:] for name in behind} >= {"prepare", "encode", "teacher", "prune small", "distill small"}
+
+    reads = {path: json.loads(clone.run("sana-sprint", "uses", path, "--json")) for path in MADE_OF}
+    for path, readers in MADE_OF.items():
+        assert [one["name"] for one in reads[path]["versions"]] == [f"sana-sprint-smoke-{size}" for size in readers]
+        assert {f"distill {size}" for size in readers} == {
+            one["name"][3:] for one in reads[path]["runs"] if "distill" in one["name"]
+        }
+
+
+def test_a_checkout_of_a_version_brings_its_commit_and_data_back(finished):
+    clone = finished.clone
+    text = (clone.root / "profiles/smoke.yaml").read_text()
+    (clone.root / "profiles/third.yaml").write_text(text.replace("train_images: 256", "train_images: 192"))
+    (clone.root / "data/source/third").mkdir()
+    clone.use("third")
+    clone.run("dvc", "repro", "prepare")
+    assert json.loads((clone.root / "data/metrics/prepare.json").read_text())["train"] == 192
+    later = commit(clone)
+    told = json.loads(clone.run("sana-sprint", "lineage", f"{SMALL}/1", "--checkout", "--json"))
+    here = clone.run("git", "rev-parse", "HEAD").strip()
+    assert told["checked_out"] == told["data"]["committed"]["git_commit"] == here
+    assert here != later
+    assert (clone.root / "params.yaml").read_text() == "profile: smoke\n"
+    assert clone.outputs() == finished.outputs
+    assert "up to date" in clone.run("dvc", "status", "dvc.yaml")
+    shutil.rmtree(clone.root / "data/source/third")
 
 
 def test_another_profile_and_back_is_taken_from_the_cache(finished):

@@ -32,6 +32,13 @@ stages:
     deps: ["data/models/student/${item.size}"]
     matrix: {size: [small]}
 """
+NEVER_RUN = """
+stages:
+  ablation:
+    cmd: cp ../data/raw/x x
+    deps: [../data/raw]
+    outs: [x]
+"""
 SOURCE = "data/source/demo"
 RUNS = (("prepare", None), ("distill", "small"))
 
@@ -62,6 +69,8 @@ def history(repository):
     Repo.init(str(repository)).close()
     (repository / ".gitignore").write_text("/data/mlflow\n")
     (repository / "dvc.yaml").write_text(PIPELINE)
+    (repository / "aside").mkdir()
+    (repository / "aside/dvc.yaml").write_text(NEVER_RUN)
     (repository / "aside.txt").write_text("aside")
     store.client(store.tracking_uri()).create_registered_model(NAME)
     return repository, made(repository, "first"), made(repository, "second")
@@ -202,7 +211,7 @@ def test_a_checkout_fetches_from_the_remote_what_the_cache_has_lost(history, tmp
     assert parsed("lineage", f"models:/{NAME}/1", "--checkout")["checked_out"] == git(root, "rev-parse", "HEAD")
     assert (root / "data/models/student/small/weights.txt").read_text() == "first"
     with Repo(str(root)) as repo:
-        assert repo.status() == {}
+        assert repo.status(targets="dvc.yaml") == {}
     shutil.rmtree(root / ".dvc/cache")
     shutil.rmtree(tmp_path / "remote")
     before = state(root)
@@ -240,7 +249,7 @@ def test_a_checkout_restores_commit_and_data_and_dvc_finds_nothing_to_do(history
     assert told["checked_out"] == git(root, "rev-parse", "HEAD") == first.tags["git_commit"]
     assert (root / "data/models/student/small/weights.txt").read_text() == "first"
     with Repo(str(root)) as repo:
-        assert repo.status() == {}
+        assert repo.status(targets="dvc.yaml") == {}
     assert ancestry.checkout(root, second) == second.tags["git_commit"]
     assert (root / "data/raw/x").read_text() == "second"
     tags = {origin.MADE_FROM: json.dumps({"data/models/student/small": "f" * 32})}

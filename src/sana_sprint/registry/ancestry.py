@@ -206,7 +206,7 @@ def fetch(root: Path, commit: str) -> None:
     with dvc(root) as repo:
         repo.fetch(revs=[commit], workspace=True)
         of_commit = (out for _ in repo.brancher(revs=[commit], workspace=False) for out in repo.index.outs)
-        absent = sorted({str(out) for out in of_commit if out.use_cache and out.changed_cache()})
+        absent = sorted({str(out) for out in of_commit if out.use_cache and out.hash_info and out.changed_cache()})
     if absent:
         told = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
         raise ValueError(
@@ -216,9 +216,11 @@ def fetch(root: Path, commit: str) -> None:
 
 
 def restore(root: Path) -> None:
-    """Brings the outputs of dvc.lock from DVC's cache into the working tree, where none is lost that is not saved."""
+    """Brings the outputs of dvc.lock from DVC's cache into the working tree, where none is lost that is not saved.
+    Those of stages that were never run are in no dvc.lock, and DVC would fail over them."""
     with dvc(root) as repo:
-        repo.checkout()
+        if made := [out.fs_path for out in repo.index.outs if out.use_cache and out.hash_info]:
+            repo.checkout(targets=made)
 
 
 def git(root: Path, *words: str) -> str:
