@@ -29,11 +29,11 @@ def main() -> None:
         score = quick.Score(judged, sampling, trig.sigma_d, teacher, raw, judge, params.score_prompts)
         before = bundle.load_transformer(teacher)
         metrics = {f"before/{k}": v for k, v in score.of_teacher(before).items()}
-        student, importances = shrink.cut(params, wanted(params, size), before, data)
-        metrics |= importances | {f"cut/{k}": v for k, v in score.of_student(student).items()}
+        cut, importances = shrink.cut(params, wanted(params, size), before, data)
+        metrics |= importances | {f"cut/{k}": v for k, v in score.of_student(cut.network).items()}
         keep = kept.of(f"prune/{size}", [teacher, latents], params)
         watch = callbacks.Curves(keep.curves, run.recorder(), 20, keep.start)
-        healed = shrink.heal(params, size, student, teacher, data, [watch], keep)
+        healed = shrink.heal(params, size, cut, teacher, data, [watch], keep)
         metrics |= {f"healed/{k}": v for k, v in score.of_student(healed).items()}
         bundle.save_transformer(Path("data/models/pruned") / size, healed)
         storage.write_json(Path(f"data/metrics/prune-{size}.json"), metrics)

@@ -1,8 +1,9 @@
 """How long healing must be: data/models/teacher, data/models/judge, data/latents, data/raw
--> data/reports/healing/{curve.json, table.md, curve.png, index.html}. Every size is cut as stage prune cuts it and
-healed anew for each length, each with its whole schedule, then scored beside the teacher on the same prompts."""
+-> data/reports/healing/{curve.json, table.md, curve.png, index.html}. Every row of variants.yaml is cut as stage prune
+cuts and healed anew for each length, each with its whole schedule, scored beside the teacher on the same prompts."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 OUT = Path("data/reports/healing")
 TEACHER = Path("data/models/teacher")
+Row = dict[int, dict[str, float]]  # steps of healing: score and its standard error
 
 
 def main() -> None:
@@ -24,60 +26,87 @@ def main() -> None:
 
     threads.use_fastest()
     wanted = config.read(Path("pipelines/ablation/variants.yaml"))["healing"]
-    params, data = config.load(config.Prune), Latents(Path("data/latents"), "train")
-    judged, sampling, sigma_d = (
-        config.load(config.Evaluate),
-        config.load(config.Sampling),
-        config.load(config.TrigFlow).sigma_d,
-    )
-    score = quick.Score(
-        judged, sampling, sigma_d, TEACHER, Path("data/raw"), Path("data/models/judge"), wanted["prompts"]
-    )
+    data, sigma_d = Latents(Path("data/latents"), "train"), config.load(config.TrigFlow).sigma_d
+    judged, sampling = config.load(config.Evaluate), config.load(config.Sampling)
+    raw, judge = Path("data/raw"), Path("data/models/judge")
+    score = quick.Score(judged, sampling, sigma_d, TEACHER, raw, judge, wanted["prompts"])
     teacher = score.of_teacher(bundle.load_transformer(TEACHER))
-    found = {size: healed(size, params, wanted["steps"], data, score) for size in params.sizes}
-    storage.write_json(OUT / "curve.json", {"teacher": teacher, "sizes": found})
-    storage.write_text(OUT / "table.md", table(teacher, found, wanted["steps"]))
-    overall = {size: {"overall": [[steps, s["overall"]] for steps, s in scores]} for size, scores in found.items()}
-    level = {"overall": [[steps, teacher["overall"]] for steps in wanted["steps"]]}
-    plots.compared({"teacher": level} | overall, ("overall",), OUT / "curve.png")
-    words = "Overall score of the healed network at the teacher's step count, and its share of the teacher's score."
-    page = table(teacher, found, wanted["steps"])
+    found = {name: row(name, one, data, score) for name, one in wanted["rows"].items()}
+    storage.write_json(OUT / "curve.json", {"teacher": teacher, "rows": found})
+    page = table(teacher, found)
+    storage.write_text(OUT / "table.md", page)
+    plots.compared(curves(teacher, found), ("overall",), OUT / "curve.png")
+    words = (
+        "Overall score of the healed network at the teacher's step count, and its share of the teacher's score. Mean "
+        "over seeds ± its standard error (of one seed: over its prompts)."
+    )
     pages.write_experiment(OUT / "index.html", "Score against healing steps", words, page, [OUT / "curve.png"])
-    print((OUT / "table.md").read_text())
+    print(page)
+
+
+def row(name: str, one: dict[str, Any], data: "Latents", score: "Score") -> Row:
+    """Returns the scores (value, standard error) of a row for every length, each seed cut and healed anew."""
+    params = config.load(config.Prune).model_copy(update=one.get("prune", {}))
+    size = params.sizes[one["size"]].model_copy(update=one.get("cut", {}))
+    found = [
+        healed(f"{name}, seed {seed}", params.model_copy(update={"seed": seed}), size, data, score, one["steps"])
+        for seed in one["seeds"]
+    ]
+    return {steps: spread([of_seed[steps] for of_seed in found]) for steps in one["steps"]}
 
 
 def healed(
-    size: str, params: config.Prune, lengths: list[int], data: "Latents", score: "Score"
-) -> list[tuple[int, dict[str, Any]]]:
-    """Returns (steps, scores at the teacher's step count) of a size for every length of its healing."""
+    name: str, params: config.Prune, size: config.Size, data: "Latents", score: "Score", lengths: list[int]
+) -> dict[int, dict[str, float]]:
+    """Returns the score at the teacher's step count for every length of healing."""
     from sana_sprint.models import bundle
     from sana_sprint.training import shrink
 
-    cut, _ = shrink.cut(params, params.sizes[size], bundle.load_transformer(TEACHER), data)
-    scores = []
+    cut, _ = shrink.cut(params, size, bundle.load_transformer(TEACHER), data)
+    scores = {}
     for steps in lengths:
-        healing = params.healing.model_copy(update={"steps": steps})
-        network = copy.deepcopy(cut)
+        longer = params.model_copy(update={"healing": params.healing.model_copy(update={"steps": steps})})
+        network = copy.deepcopy(cut.network)
         if steps:
-            network = shrink.heal(
-                params.model_copy(update={"healing": healing}), f"{size} {steps} steps", network, TEACHER, data, []
-            )
-        scores.append((steps, score.of_student(network)))
-        print(f"healing {size} {steps} steps: {scores[-1][1]}", flush=True)
+            again = dataclasses.replace(cut, network=network)
+            network = shrink.heal(longer, f"{name}, {steps} steps", again, TEACHER, data, [])
+        told = score.of_student(network)
+        scores[steps] = {"value": told["overall"], "se": told["overall_se"]}
+        print(f"healing {name}, {steps} steps: {told}", flush=True)
     return scores
 
 
-def table(teacher: dict[str, Any], found: dict[str, list[tuple[int, dict[str, Any]]]], lengths: list[int]) -> str:
+def spread(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean over seeds with its standard error; of a single seed, the error over its prompts."""
+    import torch
+
+    from sana_sprint.maths import metrics
+
+    return scores[0] if len(scores) == 1 else metrics.mean(torch.tensor([s["value"] for s in scores]))._asdict()
+
+
+def curves(teacher: dict[str, Any], found: dict[str, Row]) -> dict[str, Any]:
+    """Returns a line per row over its lengths, and a level one for the teacher."""
+    lengths = sorted({steps for row in found.values() for steps in row})
+    lines = {name: {"overall": [[steps, s["value"]] for steps, s in row.items()]} for name, row in found.items()}
+    return {"teacher": {"overall": [[steps, teacher["overall"]] for steps in lengths]}} | lines
+
+
+def table(teacher: dict[str, Any], found: dict[str, Row]) -> str:
     """Returns scores and their share of the teacher's as Markdown."""
+    lengths = sorted({steps for row in found.values() for steps in row})
     lines = [
         "| network | " + " | ".join(f"{steps} steps" for steps in lengths) + " |",
         "|" + "---|" * (len(lengths) + 1),
     ]
-    for size, scores in found.items():
+    for name, row in found.items():
         cells = [
-            f"{s['overall']:.3f} ± {s['overall_se']:.3f} ({s['overall'] / teacher['overall']:.2f})" for _, s in scores
+            f"{row[steps]['value']:.3f} ± {row[steps]['se']:.3f} ({row[steps]['value'] / teacher['overall']:.2f})"
+            if steps in row
+            else ""
+            for steps in lengths
         ]
-        lines.append(f"| {size} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + f"\n\nteacher: {teacher['overall']:.3f} ± {teacher['overall_se']:.3f}\n"
 
 

@@ -155,9 +155,9 @@ def cut(size: str, folder: Path) -> Path:
     from sana_sprint.training import shrink
 
     params, data, teacher = config.load(config.Prune), Latents(DATA / "latents", "train"), DATA / "models/teacher"
-    student, _ = shrink.cut(params, params.sizes[size], bundle.load_transformer(teacher), data)
+    smaller, _ = shrink.cut(params, params.sizes[size], bundle.load_transformer(teacher), data)
     how = config.load(config.Sampling).model_dump() | config.load(config.TrigFlow).model_dump()
-    bundle.save_student(folder, student, bundle.load_frozen_parts(teacher), how)
+    bundle.save_student(folder, smaller.network, bundle.load_frozen_parts(teacher), how)
     return folder
 
 

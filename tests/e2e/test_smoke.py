@@ -160,7 +160,7 @@ def test_generate_writes_the_picture_that_it_names(finished, tmp_path):
 
 
 def commit(clone):
-    """What the README tells to commit after a run; returns the commit."""
+    """Commits as the README tells to after a run; returns the commit."""
     clone.run("git", "add", "--all")
     clone.run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "a run")
     return clone.run("git", "rev-parse", "HEAD").strip()

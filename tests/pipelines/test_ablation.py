@@ -167,11 +167,11 @@ def test_a_table_without_what_it_compares_with_is_refused(table):
 
 def test_the_healing_table_gives_scores_by_length_and_their_share_of_the_teachers():
     def score(value):
-        return {"overall": value, "overall_se": 0.01}
+        return {"value": value, "se": 0.01}
 
-    found = {"small": [(0, score(0.2)), (100, score(0.4))], "base": [(0, score(0.6)), (100, score(0.8))]}
-    lines = script("healing").table(score(0.8), found, [0, 100]).splitlines()
+    found = {"small": {0: score(0.2), 100: score(0.4)}, "base": {100: score(0.8)}}
+    lines = script("healing").table({"overall": 0.8, "overall_se": 0.02}, found).splitlines()
     assert lines[0] == "| network | 0 steps | 100 steps |"
     assert lines[2] == "| small | 0.200 ± 0.010 (0.25) | 0.400 ± 0.010 (0.50) |"
-    assert lines[3] == "| base | 0.600 ± 0.010 (0.75) | 0.800 ± 0.010 (1.00) |"
-    assert lines[5] == "teacher: 0.800 ± 0.010"
+    assert lines[3] == "| base |  | 0.800 ± 0.010 (1.00) |"
+    assert lines[5] == "teacher: 0.800 ± 0.020"

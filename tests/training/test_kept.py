@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 
 from sana_sprint import config, storage
 from sana_sprint.data.loader import Latents
-from sana_sprint.models import networks
 from sana_sprint.models.networks import Text
 from sana_sprint.training import callbacks, draws, flow, kept, shrink
 from tests.training.test_job import limited_files
-from tests.training.test_shrink_convert import SMOKE, data, prune_params  # noqa: F401  fixtures
+from tests.training.test_shrink_convert import SMOKE, data, prune_params, uncut  # noqa: F401  fixtures
 
 STEPS = 14
 
@@ -212,7 +211,7 @@ def test_healing_goes_on_bit_for_bit_too(tmp_path, prune_params, data, monkeypat
     def heal(*extra):
         keep = kept.of("prune/small", [teacher], params)
         watch = callbacks.Curves(keep.curves, None, 2, keep.start)
-        student = networks.embed_guidance(tiny.transformer())
+        student = uncut(tiny.transformer())
         healed = shrink.heal(params, "small", student, teacher, data, [watch, *extra], keep)
         keep.end(tmp_path / "curves.json")
         return storage.digest_of({k: v.tolist() for k, v in healed.state_dict().items()})

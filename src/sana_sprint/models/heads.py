@@ -96,16 +96,6 @@ def features(teacher: SanaTransformer2DModel, blocks: list[int], x: Tensor, t_B:
         raise ValueError(
             f"distill.heads.blocks {blocks}: the teacher has blocks 0 to {len(teacher.transformer_blocks) - 1}"
         )
-    seen: dict[int, Tensor] = {}
-    hooks = [
-        teacher.transformer_blocks[i].register_forward_hook(
-            lambda _module, _inputs, output, i=i: seen.__setitem__(i, output)
-        )
-        for i in blocks
-    ]
-    try:
+    with networks.block_outputs(teacher, blocks) as seen:
         trigflow.from_flow(networks.flow_velocity(teacher, text))(x, t_B)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [seen[i] for i in blocks]

@@ -7,6 +7,7 @@ the paper's dense c_noise: flow time s in [0, 1] for teacher and student, 1000 s
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from sana_sprint.maths import flow, trigflow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from diffusers import SanaTransformer2DModel
 
     from sana_sprint.maths.trigflow import Velocity
@@ -108,6 +111,23 @@ def guided_velocity(transformer: SanaTransformer2DModel, text: Text, null: Text,
 def guided_teacher(transformer: SanaTransformer2DModel, text: Text, null: Text, scale_B: Tensor) -> Velocity:
     """Returns F(x_t / sigma_d, t) of the guided teacher in TrigFlow."""
     return trigflow.from_flow(guided_velocity(transformer, text, null, scale_B))
+
+
+@contextmanager
+def block_outputs(transformer: SanaTransformer2DModel, blocks: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Yields what the newest pass made inside gave at these blocks, counted from 0: block to output (B, N, width)."""
+    seen: dict[int, Tensor] = {}
+    hooks = [
+        transformer.transformer_blocks[i].register_forward_hook(
+            lambda _module, _inputs, output, i=i: seen.__setitem__(i, output)
+        )
+        for i in blocks
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Student(nn.Module):

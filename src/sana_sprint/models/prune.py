@@ -3,6 +3,7 @@ first-order importance of linear-attention heads and feed-forward channels. Scor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from diffusers import SanaTransformer2DModel
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network cut out of a teacher, and what the outputs of its blocks stand for: that of block i for the output of
+    the teacher's block `follows[i]`, from 0, of whose residual stream `channels` are left."""
+
+    network: SanaTransformer2DModel
+    follows: list[int]
+    channels: Tensor
+
+
+def follows(kept: list[int], layers: int) -> list[int]:
+    """Returns `Cut.follows` of the kept blocks of a teacher of `layers`: the last block before the next kept one, since
+    what comes next was trained on that block's output."""
+    return [after - 1 for after in [*kept[1:], layers]]
 
 
 @torch.no_grad()
@@ -80,8 +97,7 @@ def narrow(transformer: SanaTransformer2DModel, heads: int, mlp_ratio: float) ->
             f"prune.sizes: {heads} heads of {dim} channels do not fit {cross_heads} cross-attention heads; "
             "choose a number of heads whose channels they divide"
         )
-    kept = importance.keep(torch.stack(head_importance(transformer)).sum(0), heads)
-    rows = torch.cat([torch.arange(h * dim, (h + 1) * dim) for h in kept])
+    rows = kept_channels(transformer, heads)
     smaller = networks.reshaped(
         transformer,
         num_attention_heads=heads,
@@ -94,6 +110,13 @@ def narrow(transformer: SanaTransformer2DModel, heads: int, mlp_ratio: float) ->
     cut = {key: _cut(value, shapes[key], rows, old) for key, value in weights.items()}
     smaller.load_state_dict(cut, strict=True)
     return smaller.eval()
+
+
+def kept_channels(transformer: SanaTransformer2DModel, heads: int) -> Tensor:
+    """Returns the channels of the `heads` self-attention heads that matter most, from accumulated gradients."""
+    dim = transformer.config.attention_head_dim
+    kept = importance.keep(torch.stack(head_importance(transformer)).sum(0), heads)
+    return torch.cat([torch.arange(h * dim, (h + 1) * dim) for h in kept])
 
 
 def keep_channels(transformer: SanaTransformer2DModel, count: int) -> dict[str, Tensor]:

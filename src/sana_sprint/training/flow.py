@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from diffusers import SanaTransformer2DModel
     from torch.utils.data import Dataset
 
-    from sana_sprint.config import Flow
+    from sana_sprint.config import Flow, Prune
+    from sana_sprint.models.prune import Cut
     from sana_sprint.training.kept import Kept
 
 
@@ -79,20 +80,13 @@ class FlowTraining(L.LightningModule):
 
 class Healing(FlowTraining):
     """Heals a pruned student: a share of samples learns the data's flow with guidance 1, the rest the guided
-    teacher's velocity at a guidance scale of its own."""
+    teacher's velocity at a guidance scale of its own; beside that, block outputs may be drawn to the teacher's."""
 
-    def __init__(
-        self,
-        student: SanaTransformer2DModel,
-        teacher: SanaTransformer2DModel,
-        null: Text,
-        params: Flow,
-        seed: int,
-        guidance: list[float],
-        flow_share: float,
-    ) -> None:
-        super().__init__(student, null, params, seed)
-        self.guidance, self.flow_share = guidance, flow_share
+    def __init__(self, cut: Cut, teacher: SanaTransformer2DModel, null: Text, params: Prune) -> None:
+        super().__init__(cut.network, null, params.healing, params.seed)
+        self.prune, self.channels = params, cut.channels
+        # The last block has a guided velocity to give, which the teacher's features of one caption are not.
+        self.follows = cut.follows[:-1] if params.feature_weight else []
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: not a part of this module's weights
 
     def on_fit_start(self) -> None:
@@ -100,16 +94,23 @@ class Healing(FlowTraining):
         self._teacher[0].to(self.device)
 
     def loss(self, batch: dict[str, Any], x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
-        """Returns the mean squared error against each sample's target."""
-        text, guidance_B = draws.text_of(batch), numbers.choice(self.guidance)
-        on_data_B = numbers.uniform() < self.flow_share
-        x_s = flow.interpolate(x_0, z, s_B)
-        with torch.no_grad():
-            target = networks.guided_velocity(self._teacher[0], text, self.null.to(x_0.device), guidance_B)(x_s, s_B)
+        """Returns the mean squared error against each sample's target, and the features' part of it."""
+        text, guidance_B = draws.text_of(batch), numbers.choice(self.prune.guidance)
+        on_data_B = numbers.uniform() < self.prune.flow_share
+        x_s, (teacher,) = flow.interpolate(x_0, z, s_B), self._teacher
+        with torch.no_grad(), networks.block_outputs(teacher, self.follows) as wanted:
+            target = networks.guided_velocity(teacher, text, self.null.to(x_0.device), guidance_B)(x_s, s_B)
             target = torch.where(on_data_B[:, None, None, None], z - x_0, target)
         guidance_B = torch.where(on_data_B, torch.ones_like(guidance_B), guidance_B)
-        v = networks.flow_velocity(self.transformer, text, guidance_B)(x_s, s_B)
-        return (v.float() - target.float()).square().mean()
+        with networks.block_outputs(self.transformer, range(len(self.follows))) as given:
+            v = networks.flow_velocity(self.transformer, text, guidance_B)(x_s, s_B)
+        loss = (v.float() - target.float()).square().mean()
+        if not self.follows:
+            return loss
+        of_caption = [wanted[block].chunk(2)[1][..., self.channels.to(x_s.device)] for block in self.follows]
+        features = flow.feature_loss([given[i] for i in range(len(given))], of_caption)
+        self.log("features", features.detach())
+        return loss + self.prune.feature_weight * features
 
 
 def fit(

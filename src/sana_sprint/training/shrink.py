@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def cut(
     params: Prune, size: Size, teacher: SanaTransformer2DModel, data: Latents
-) -> tuple[SanaTransformer2DModel, dict[str, float]]:
+) -> tuple[prune.Cut, dict[str, float]]:
     """Returns the teacher cut to a size with a silent guidance embedder, and the importance of every block. Raises
     ValueError for a size larger than the teacher."""
     config = teacher.config
@@ -34,13 +34,17 @@ def cut(
             f"{config.num_layers} layers and {config.num_attention_heads} heads"
         )
     scores = prune.block_importance(teacher, lambda: calibrate(params, teacher, data))
-    smaller = prune.keep_blocks(teacher, importance.keep(scores, size.layers))
+    kept = importance.keep(scores, size.layers)
+    smaller = prune.keep_blocks(teacher, kept)
+    channels = torch.arange(config.num_attention_heads * config.attention_head_dim)
     if size.heads < config.num_attention_heads or size.mlp_ratio < config.mlp_ratio:
         calibrate(params, smaller, data).backward()
+        channels = prune.kept_channels(smaller, size.heads)
         smaller = prune.narrow(smaller, size.heads, size.mlp_ratio)
     found = {f"block_importance/{i}": float(score) for i, score in enumerate(scores)}
     torch.manual_seed(params.seed)  # the guidance embedder is drawn
-    return networks.embed_guidance(smaller), found
+    follows = prune.follows(kept, config.num_layers)
+    return prune.Cut(networks.embed_guidance(smaller), follows, channels), found
 
 
 def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> torch.Tensor:
@@ -58,7 +62,7 @@ def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> 
 def heal(
     params: Prune,
     name: str,
-    student: SanaTransformer2DModel,
+    cut: prune.Cut,
     teacher: Path,
     data: Latents,
     extra: list[L.Callback],
@@ -66,15 +70,8 @@ def heal(
 ) -> SanaTransformer2DModel:
     """Returns the healed student's EMA; with `kept` it goes on from where a run that was killed has come."""
     torch.manual_seed(params.seed)
-    module = flow.Healing(
-        student.train(),
-        bundle.load_transformer(teacher),
-        Text(*data.null),
-        params.healing,
-        params.seed,
-        params.guidance,
-        params.flow_share,
-    )
+    cut.network.train()
+    module = flow.Healing(cut, bundle.load_transformer(teacher), Text(*data.null), params)
     steps = params.healing.steps
     batches = draws.Batches(data, params.healing.batch, params.seed, steps, draws.Share(0, 1))
     flow.fit(module, batches, steps, extra, f"heal {name}", kept=kept)
