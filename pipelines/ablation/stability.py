@@ -1,9 +1,12 @@
 """What the teacher's fine-tune is for: data/models/foundation, data/latents
 -> data/reports/stability/{curves.json, table.md, gradients.png, losses.png, index.html}. Short fine-tunes with time as
 1000 t or t, with QK-norm or without, and sCM from each with its gradient norms (arXiv:2503.09641, section 3.1); then
-the fine-tune of all layers together beside that of the time embedding first."""
+the fine-tune of all layers together beside that of the time embedding first. Both at raised learning rates too, at
+which a small network shows what a large one shows at its own (arXiv:2309.14322), and sCM without clipping."""
 
+import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 OUT = Path("data/reports/stability")
 SCM = ("student/grad_norm", "student/tangent_norm")
+MEASURES: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "largest": max}
 
 
 def main() -> None:
@@ -27,32 +31,54 @@ def main() -> None:
     from sana_sprint.models import bundle, threads
 
     threads.use_fastest()
-    steps = config.read(Path("pipelines/ablation/variants.yaml"))["stability"]
-    data, sigma_d = Latents(Path("data/latents"), "train"), config.load(config.TrigFlow).sigma_d
+    wanted = config.read(Path("pipelines/ablation/variants.yaml"))["stability"]
+    data = Latents(Path("data/latents"), "train")
     base = bundle.load_transformer(Path("data/models/foundation"))
-    teacher = short(config.load(config.Teacher), steps["fine_tune_steps"])
-    scm = config.load(config.Distill).model_copy(update={"recipe": "scm", "iterations": steps["scm_iterations"]})
-    gradients, losses = {}, {}
+    teacher, gradients = config.load(config.Teacher), {}
     for time, norm in ((1000, False), (1000, True), (1, False), (1, True)):
         name = f"{'1000 t' if time == 1000 else 't'}, {'QK-norm' if norm else 'no QK-norm'}"
-        tuned, losses[name] = fine_tuned(variant(base, time, norm), data, teacher, 0, name)
-        gradients[name] = distilled(tuned, time, data, scm, sigma_d, name)
-    together = losses.pop(name)
-    _, staged = fine_tuned(variant(base, 1, True), data, teacher, steps["fine_tune_steps"] // 2, "time embedding first")
-    stages = {"all layers together": together, "time embedding first": staged}
-    storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": losses | stages})
-    storage.write_text(OUT / "table.md", table(gradients, stages))
+        tuned, _ = fine_tuned(variant(base, time, norm), data, short(teacher, wanted["fine_tune_steps"]), 0, name)
+        for rate in wanted["rates"]:
+            told = f"{name}, rate x {rate}"
+            gradients[told] = distilled(tuned, time, data, unclipped(rate, wanted["scm_iterations"]), told)
+    stages, half = {}, wanted["staged_steps"] // 2
+    for rate in wanted["staged_rates"]:
+        params = short(teacher, wanted["staged_steps"], constant(teacher.flow.optimizer, rate))
+        for name, alone in (("all layers together", 0), ("time embedding first", half)):
+            told = f"{name}, rate x {rate}"
+            _, stages[told] = fine_tuned(variant(base, 1, True), data, params, alone, told)
+    storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": stages})
+    page = table(gradients, stages)
+    storage.write_text(OUT / "table.md", page)
     plots.compared(gradients, SCM, OUT / "gradients.png")
     plots.compared(stages, ("loss", "grad_norm"), OUT / "losses.png")
-    words = "Short fine-tunes of the base model and sCM from each: time as 1000 t or t, with QK-norm or without."
+    words = (
+        "Short fine-tunes of the base model and sCM from each: time as 1000 t or t, with QK-norm or without, at the "
+        "profile's learning rate and above it. Then the fine-tune whose time embedding moves alone for half of the "
+        "steps, beside that of all layers."
+    )
     shown = [OUT / "gradients.png", OUT / "losses.png"]
-    pages.write_experiment(OUT / "index.html", "Stability", words, table(gradients, stages), shown)
-    print((OUT / "table.md").read_text())
+    pages.write_experiment(OUT / "index.html", "Stability", words, page, shown)
+    print(page)
 
 
-def short(params: config.Teacher, steps: int) -> config.Teacher:
+def unclipped(rate: float, iterations: int) -> config.Distill:
+    """Returns the params of sCM alone at `rate` times the student's, without clipping of gradients."""
+    params = config.load(config.Distill)
+    student = params.student.model_copy(update={"lr": params.student.lr * rate, "grad_norm_max": math.inf})
+    return params.model_copy(update={"recipe": "scm", "iterations": iterations, "student": student})
+
+
+def constant(optimizer: config.Optimizer, rate: float) -> config.Optimizer:
+    """Returns an optimiser of `rate` times the learning rate, which does not fall: layers that move from the middle on
+    are to meet it as those do that move from the start."""
+    return optimizer.model_copy(update={"lr": optimizer.lr * rate, "decay_share": 0.0})
+
+
+def short(params: config.Teacher, steps: int, optimizer: config.Optimizer | None = None) -> config.Teacher:
     """Returns the params of a fine-tune of `steps`."""
-    return params.model_copy(update={"flow": params.flow.model_copy(update={"steps": steps})})
+    changes = {"steps": steps} | ({"optimizer": optimizer} if optimizer else {})
+    return params.model_copy(update={"flow": params.flow.model_copy(update=changes)})
 
 
 def variant(base: "SanaTransformer2DModel", time: float, qk_norm: bool) -> "SanaTransformer2DModel":
@@ -89,7 +115,7 @@ def fine_tuned(
 
 
 def distilled(
-    teacher: "SanaTransformer2DModel", time: float, data: "Latents", params: config.Distill, sigma_d: float, name: str
+    teacher: "SanaTransformer2DModel", time: float, data: "Latents", params: config.Distill, name: str
 ) -> dict[str, Any]:
     """Returns the curves of sCM from a teacher, at full depth."""
     import lightning as L
@@ -101,7 +127,7 @@ def distilled(
 
     student = networks.embed_guidance(teacher)
     student.time_embed.time_proj.scale = time
-    share = draws.Share(0, 1)
+    share, sigma_d = draws.Share(0, 1), config.load(config.TrigFlow).sigma_d
     module = distill.Distillation(student, teacher, Text(*data.null), params, sigma_d, share)
     pairs = batches.Pairs(data, params.global_batch, params.seed, params.iterations, share)
     curves, watch = kept()
@@ -133,18 +159,26 @@ def kept() -> tuple[dict[str, Any], "Callback"]:
 
 
 def table(gradients: dict[str, dict[str, Any]], stages: dict[str, dict[str, Any]]) -> str:
-    """Returns the medians and maxima of the gradient norms, and what the losses do as Markdown."""
-    lines = ["| sCM from a teacher of | median gradient norm | largest | median tangent norm |", "|---|---|---|---|"]
+    """Returns the medians and maxima of gradient and tangent norms, and what the losses do as Markdown."""
+    head = ["sCM from a teacher of", *(f"{what} {name} norm" for name in ("gradient", "tangent") for what in MEASURES)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, curves in gradients.items():
-        grad, tangent = ([value for _, value in curves[metric]] for metric in SCM)
-        lines.append(f"| {name} | {statistics.median(grad):.3g} | {max(grad):.3g} | {statistics.median(tangent):.3g} |")
-    lines += ["", "| fine-tune | loss of the first half | after it, ten steps | at the end |", "|---|---|---|---|"]
+        cells = [f"{measure(values(curves, metric)):.3g}" for metric in SCM for measure in MEASURES.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| fine-tune | loss before the middle | five steps after it | largest | at the end |"]
+    lines.append("|" + "---|" * 5)
     for name, curves in stages.items():
-        loss = [value for _, value in curves["loss"]]
+        loss = values(curves, "loss")
         half = len(loss) // 2
-        parts = (loss[half - 20 : half], loss[half : half + 10], loss[-20:])
-        lines.append(f"| {name} | " + " | ".join(f"{statistics.mean(part):.3f}" for part in parts) + " |")
+        parts = [statistics.mean(part) for part in (loss[half - 20 : half], loss[half : half + 5])]
+        parts += [max(loss[half:]), statistics.mean(loss[-20:])]
+        lines.append(f"| {name} | " + " | ".join(f"{part:.3f}" for part in parts) + " |")
     return "\n".join(lines) + "\n"
+
+
+def values(curves: dict[str, Any], metric: str) -> list[float]:
+    """Returns a curve's values; what is not finite counts as infinite, so that it shows as the largest."""
+    return [value if math.isfinite(value) else math.inf for _, value in curves[metric]]
 
 
 if __name__ == "__main__":

@@ -175,3 +175,25 @@ def test_the_healing_table_gives_scores_by_length_and_their_share_of_the_teacher
     assert lines[2] == "| small | 0.200 ± 0.010 (0.25) | 0.400 ± 0.010 (0.50) |"
     assert lines[3] == "| base |  | 0.800 ± 0.010 (1.00) |"
     assert lines[5] == "teacher: 0.800 ± 0.020"
+
+
+@pytest.mark.parametrize("name", CONTENT["healing"]["rows"])
+def test_a_row_of_the_healing_changes_a_size_and_the_section_and_keeps_both_valid(name):
+    row, section = CONTENT["healing"]["rows"][name], config.read(Path("profiles/demo.yaml"))["prune"]
+    changed = config.Prune.model_validate(section | row.get("prune", {}))
+    config.Size.model_validate(section["sizes"][row["size"]] | row.get("cut", {}))
+    assert (changed.model_dump() != config.Prune.model_validate(section).model_dump()) == ("prune" in row)
+    assert row["seeds"]
+    assert all(steps >= 0 for steps in row["steps"])
+
+
+def test_the_stability_table_tells_of_a_gradient_that_was_not_finite_and_of_a_spike_after_the_middle():
+    def curves(**series):
+        return {name: [[i + 1, value] for i, value in enumerate(values)] for name, values in series.items()}
+
+    norms = {"student/grad_norm": [1.0, 2.0, math.nan], "student/tangent_norm": [3.0, 4.0, 5.0]}
+    losses = {"calm": [0.4] * 80, "spike": [0.4] * 40 + [0.9] * 5 + [0.5] * 35}
+    text = script("stability").table({"t": curves(**norms)}, {name: curves(loss=x) for name, x in losses.items()})
+    lines = text.splitlines()
+    assert lines[2] == "| t | 2 | inf | 4 | 5 |"
+    assert lines[6:] == ["| calm | 0.400 | 0.400 | 0.400 | 0.400 |", "| spike | 0.400 | 0.900 | 0.900 | 0.500 |"]
