@@ -1,8 +1,9 @@
 """What the teacher's fine-tune is for: data/models/foundation, data/latents
--> data/reports/stability/{curves.json, table.md, gradients.png, losses.png, index.html}. Short fine-tunes with time as
-1000 t or t, with QK-norm or without, and sCM from each with its gradient norms (arXiv:2503.09641, section 3.1); then
-the fine-tune of all layers together beside that of the time embedding first. Both at raised learning rates too, at
-which a small network shows what a large one shows at its own (arXiv:2309.14322), and sCM without clipping."""
+-> data/reports/stability/{curves.json, table.md, gradients.png, fine_tunes.png, staged.png, index.html}.
+
+Short fine-tunes with time as 1000 t or t, with QK-norm or without, and sCM from each with its gradient norms
+(arXiv:2503.09641, section 3.1); then the fine-tune of all layers together beside that of the time embedding first. All
+at raised learning rates too, at which a small network shows what a large one shows at its own (arXiv:2309.14322)."""
 
 import math
 import statistics
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sana_sprint.data.loader import Latents
 
 OUT = Path("data/reports/stability")
+Curves = dict[str, Any]  # metric to [step, value] of every step
 SCM = ("student/grad_norm", "student/tangent_norm")
 MEASURES: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "largest": max}
 
@@ -34,12 +36,14 @@ def main() -> None:
     wanted = config.read(Path("pipelines/ablation/variants.yaml"))["stability"]
     data = Latents(Path("data/latents"), "train")
     base = bundle.load_transformer(Path("data/models/foundation"))
-    teacher, gradients = config.load(config.Teacher), {}
+    teacher, tunes, gradients = config.load(config.Teacher), {}, {}
     for time, norm in ((1000, False), (1000, True), (1, False), (1, True)):
         name = f"{'1000 t' if time == 1000 else 't'}, {'QK-norm' if norm else 'no QK-norm'}"
         tuned, _ = fine_tuned(variant(base, time, norm), data, short(teacher, wanted["fine_tune_steps"]), 0, name)
         for rate in wanted["rates"]:
             told = f"{name}, rate x {rate}"
+            params = short(teacher, wanted["fine_tune_steps"], constant(teacher.flow.optimizer, rate, math.inf))
+            _, tunes[told] = fine_tuned(variant(base, time, norm), data, params, 0, told)
             gradients[told] = distilled(tuned, time, data, unclipped(rate, wanted["scm_iterations"]), told)
     stages, half = {}, wanted["staged_steps"] // 2
     for rate in wanted["staged_rates"]:
@@ -47,17 +51,18 @@ def main() -> None:
         for name, alone in (("all layers together", 0), ("time embedding first", half)):
             told = f"{name}, rate x {rate}"
             _, stages[told] = fine_tuned(variant(base, 1, True), data, params, alone, told)
-    storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": stages})
-    page = table(gradients, stages)
+    storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": tunes, "staged": stages})
+    page = table(gradients, tunes, stages)
     storage.write_text(OUT / "table.md", page)
     plots.compared(gradients, SCM, OUT / "gradients.png")
-    plots.compared(stages, ("loss", "grad_norm"), OUT / "losses.png")
+    plots.compared(tunes, ("loss", "grad_norm"), OUT / "fine_tunes.png")
+    plots.compared(stages, ("loss", "grad_norm"), OUT / "staged.png")
     words = (
         "Short fine-tunes of the base model and sCM from each: time as 1000 t or t, with QK-norm or without, at the "
-        "profile's learning rate and above it. Then the fine-tune whose time embedding moves alone for half of the "
-        "steps, beside that of all layers."
+        "profile's learning rate and above it, without clipping. Then the fine-tune whose time embedding moves alone "
+        "for half of the steps, beside that of all layers."
     )
-    shown = [OUT / "gradients.png", OUT / "losses.png"]
+    shown = [OUT / f"{name}.png" for name in ("gradients", "fine_tunes", "staged")]
     pages.write_experiment(OUT / "index.html", "Stability", words, page, shown)
     print(page)
 
@@ -69,10 +74,11 @@ def unclipped(rate: float, iterations: int) -> config.Distill:
     return params.model_copy(update={"recipe": "scm", "iterations": iterations, "student": student})
 
 
-def constant(optimizer: config.Optimizer, rate: float) -> config.Optimizer:
+def constant(optimizer: config.Optimizer, rate: float, grad_norm_max: float | None = None) -> config.Optimizer:
     """Returns an optimiser of `rate` times the learning rate, which does not fall: layers that move from the middle on
-    are to meet it as those do that move from the start."""
-    return optimizer.model_copy(update={"lr": optimizer.lr * rate, "decay_share": 0.0})
+    are to meet it as those do that move from the start. It clips as the profile does, or at `grad_norm_max`."""
+    clip = {"grad_norm_max": grad_norm_max} if grad_norm_max else {}
+    return optimizer.model_copy(update={"lr": optimizer.lr * rate, "decay_share": 0.0} | clip)
 
 
 def short(params: config.Teacher, steps: int, optimizer: config.Optimizer | None = None) -> config.Teacher:
@@ -158,15 +164,20 @@ def kept() -> tuple[dict[str, Any], "Callback"]:
     return curves, LambdaCallback(on_train_batch_end=keep)
 
 
-def table(gradients: dict[str, dict[str, Any]], stages: dict[str, dict[str, Any]]) -> str:
-    """Returns the medians and maxima of gradient and tangent norms, and what the losses do as Markdown."""
-    head = ["sCM from a teacher of", *(f"{what} {name} norm" for name in ("gradient", "tangent") for what in MEASURES)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def table(gradients: dict[str, Curves], tunes: dict[str, Curves], stages: dict[str, Curves]) -> str:
+    """Returns the medians and maxima of norms, and what the losses do as Markdown."""
+    norms = [f"{what} {name} norm" for name in ("gradient", "tangent") for what in MEASURES]
+    lines = header("sCM from a teacher of", *norms)
     for name, curves in gradients.items():
         cells = [f"{measure(values(curves, metric)):.3g}" for metric in SCM for measure in MEASURES.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| fine-tune | loss before the middle | five steps after it | largest | at the end |"]
-    lines.append("|" + "---|" * 5)
+    lines += ["", *header("fine-tune", "largest gradient norm", "largest loss", "loss at the end")]
+    for name, curves in tunes.items():
+        loss = values(curves, "loss")
+        told = f"{max(values(curves, 'grad_norm')):.3g} | {max(loss):.3f} | {statistics.mean(loss[-20:]):.3f}"
+        lines.append(f"| {name} | {told} |")
+    after = ("loss before the middle", "five steps after it", "largest", "at the end")
+    lines += ["", *header("fine-tune in two stages, and in one", *after)]
     for name, curves in stages.items():
         loss = values(curves, "loss")
         half = len(loss) // 2
@@ -176,7 +187,12 @@ def table(gradients: dict[str, dict[str, Any]], stages: dict[str, dict[str, Any]
     return "\n".join(lines) + "\n"
 
 
-def values(curves: dict[str, Any], metric: str) -> list[float]:
+def header(*cells: str) -> list[str]:
+    """Returns the first two lines of a table."""
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
+def values(curves: Curves, metric: str) -> list[float]:
     """Returns a curve's values; what is not finite counts as infinite, so that it shows as the largest."""
     return [value if math.isfinite(value) else math.inf for _, value in curves[metric]]
 

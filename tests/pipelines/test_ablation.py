@@ -193,7 +193,8 @@ def test_the_stability_table_tells_of_a_gradient_that_was_not_finite_and_of_a_sp
 
     norms = {"student/grad_norm": [1.0, 2.0, math.nan], "student/tangent_norm": [3.0, 4.0, 5.0]}
     losses = {"calm": [0.4] * 80, "spike": [0.4] * 40 + [0.9] * 5 + [0.5] * 35}
-    text = script("stability").table({"t": curves(**norms)}, {name: curves(loss=x) for name, x in losses.items()})
-    lines = text.splitlines()
+    tunes, stages = {"t": curves(loss=losses["spike"], grad_norm=[7.0])}, {k: curves(loss=v) for k, v in losses.items()}
+    lines = script("stability").table({"t": curves(**norms)}, tunes, stages).splitlines()
     assert lines[2] == "| t | 2 | inf | 4 | 5 |"
-    assert lines[6:] == ["| calm | 0.400 | 0.400 | 0.400 | 0.400 |", "| spike | 0.400 | 0.900 | 0.900 | 0.500 |"]
+    assert lines[6] == "| t | 7 | 0.900 | 0.500 |"
+    assert lines[10:] == ["| calm | 0.400 | 0.400 | 0.400 | 0.400 |", "| spike | 0.400 | 0.900 | 0.900 | 0.500 |"]
