@@ -36,10 +36,7 @@ def main() -> None:
     page = table(teacher, found)
     storage.write_text(OUT / "table.md", page)
     plots.compared(curves(teacher, found), ("overall",), OUT / "curve.png")
-    words = (
-        "Overall score of the healed network at the teacher's step count, and its share of the teacher's score. Mean "
-        "over seeds ± its standard error (of one seed: over its prompts)."
-    )
+    words = "Overall score of the healed network at the teacher's step count, and its share of the teacher's score."
     pages.write_experiment(OUT / "index.html", "Score against healing steps", words, page, [OUT / "curve.png"])
     print(page)
 
@@ -107,7 +104,9 @@ def table(teacher: dict[str, Any], found: dict[str, Row]) -> str:
             for steps in lengths
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\nteacher: {teacher['overall']:.3f} ± {teacher['overall_se']:.3f}\n"
+    level = f"teacher: {teacher['overall']:.3f} ± {teacher['overall_se']:.3f}"
+    error = "± is the standard error, of several seeds that of their mean, of one that over its prompts"
+    return "\n".join([*lines, "", level, "", error]) + "\n"
 
 
 if __name__ == "__main__":

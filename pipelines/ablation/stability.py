@@ -34,7 +34,7 @@ def main() -> None:
 
     threads.use_fastest()
     wanted = config.read(Path("pipelines/ablation/variants.yaml"))["stability"]
-    data = Latents(Path("data/latents"), "train")
+    data, sigma_d = Latents(Path("data/latents"), "train"), config.load(config.TrigFlow).sigma_d
     base = bundle.load_transformer(Path("data/models/foundation"))
     teacher, tunes, gradients = config.load(config.Teacher), {}, {}
     for time, norm in ((1000, False), (1000, True), (1, False), (1, True)):
@@ -44,7 +44,7 @@ def main() -> None:
             told = f"{name}, rate x {rate}"
             params = short(teacher, wanted["fine_tune_steps"], constant(teacher.flow.optimizer, rate, math.inf))
             _, tunes[told] = fine_tuned(variant(base, time, norm), data, params, 0, told)
-            gradients[told] = distilled(tuned, time, data, unclipped(rate, wanted["scm_iterations"]), told)
+            gradients[told] = distilled(tuned, time, data, unclipped(rate, wanted["scm_iterations"]), sigma_d, told)
     stages, half = {}, wanted["staged_steps"] // 2
     for rate in wanted["staged_rates"]:
         params = short(teacher, wanted["staged_steps"], constant(teacher.flow.optimizer, rate))
@@ -101,12 +101,13 @@ def variant(base: "SanaTransformer2DModel", time: float, qk_norm: bool) -> "Sana
 def fine_tuned(
     network: "SanaTransformer2DModel", data: "Latents", params: config.Teacher, alone: int, name: str
 ) -> tuple["SanaTransformer2DModel", dict[str, Any]]:
-    """Returns the average of a fine-tune and its curves; in the first `alone` steps only the time embedding moves."""
+    """Returns the average of a fine-tune and its curves; in the first `alone` steps only the time embedding moves. One
+    that diverges ends at that step, which is None in its curves."""
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
     from sana_sprint.models.networks import Text
-    from sana_sprint.training import draws, flow
+    from sana_sprint.training import callbacks, draws, flow
 
     def freeze(_trainer: "L.Trainer", module: Any, _batch: Any, index: int) -> None:
         module.transformer.requires_grad_(index >= alone)
@@ -116,12 +117,17 @@ def fine_tuned(
     module = flow.FlowTraining(network.train(), Text(*data.null), params.flow, params.seed)
     batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
     curves, watch = kept()
-    flow.fit(module, batches, params.flow.steps, [LambdaCallback(on_train_batch_start=freeze), watch], name)
+    try:
+        flow.fit(module, batches, params.flow.steps, [LambdaCallback(on_train_batch_start=freeze), watch], name)
+    except callbacks.NotFinite as error:
+        print(f"{name}: {error}", flush=True)
+        for series in curves.values():
+            series.append([len(series) + 1, None])
     return module.averaged.eval(), curves
 
 
 def distilled(
-    teacher: "SanaTransformer2DModel", time: float, data: "Latents", params: config.Distill, name: str
+    teacher: "SanaTransformer2DModel", time: float, data: "Latents", params: config.Distill, sigma_d: float, name: str
 ) -> dict[str, Any]:
     """Returns the curves of sCM from a teacher, at full depth."""
     import lightning as L
@@ -133,7 +139,7 @@ def distilled(
 
     student = networks.embed_guidance(teacher)
     student.time_embed.time_proj.scale = time
-    share, sigma_d = draws.Share(0, 1), config.load(config.TrigFlow).sigma_d
+    share = draws.Share(0, 1)
     module = distill.Distillation(student, teacher, Text(*data.null), params, sigma_d, share)
     pairs = batches.Pairs(data, params.global_batch, params.seed, params.iterations, share)
     curves, watch = kept()
@@ -152,14 +158,14 @@ def distilled(
 
 
 def kept() -> tuple[dict[str, Any], "Callback"]:
-    """Returns curves and the callback that fills them, [step, value] for every step."""
+    """Returns curves and the callback that fills them, [step, value] for every step; None where it is not finite."""
     from lightning.pytorch.callbacks import LambdaCallback
 
     curves: dict[str, Any] = {}
 
     def keep(trainer: "L.Trainer", _module: Any, _outputs: Any, _batch: Any, index: int) -> None:
         for name, value in trainer.callback_metrics.items():
-            curves.setdefault(name, []).append([index + 1, float(value)])
+            curves.setdefault(name, []).append([index + 1, float(value) if math.isfinite(value) else None])
 
     return curves, LambdaCallback(on_train_batch_end=keep)
 
@@ -194,7 +200,7 @@ def header(*cells: str) -> list[str]:
 
 def values(curves: Curves, metric: str) -> list[float]:
     """Returns a curve's values; what is not finite counts as infinite, so that it shows as the largest."""
-    return [value if math.isfinite(value) else math.inf for _, value in curves[metric]]
+    return [math.inf if value is None else value for _, value in curves[metric]]
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ class Prune(Kept):
     sizes: dict[str, Size]
     guidance: list[Scale] = Field(min_length=1)
     flow_share: Prob  # samples healed on the data with guidance 1, the rest on the guided teacher
-    feature_weight: Weight  # of the distance between block outputs and the teacher's
+    feature_weight: Weight  # of the distance of block outputs, but the last, to the teacher's
     healing: Flow
     score_prompts: Positive
 

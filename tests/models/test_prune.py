@@ -67,3 +67,8 @@ def test_a_width_that_cross_attention_cannot_share_is_refused():
     teacher = tiny.transformer(num_cross_attention_heads=16, cross_attention_head_dim=1)
     with pytest.raises(ValueError, match=r"prune.sizes: 1 heads of 8 channels do not fit 16 cross-attention heads"):
         prune.narrow(with_gradients(teacher), 1, 2.0)
+
+
+def test_a_kept_block_stands_for_the_last_one_before_the_next_that_is_kept():
+    assert prune.follows([0, 3, 4], 6) == [2, 3, 5]
+    assert prune.follows([0, 1, 2], 3) == [0, 1, 2]

@@ -191,7 +191,7 @@ def test_the_stability_table_tells_of_a_gradient_that_was_not_finite_and_of_a_sp
     def curves(**series):
         return {name: [[i + 1, value] for i, value in enumerate(values)] for name, values in series.items()}
 
-    norms = {"student/grad_norm": [1.0, 2.0, math.nan], "student/tangent_norm": [3.0, 4.0, 5.0]}
+    norms = {"student/grad_norm": [1.0, 2.0, None], "student/tangent_norm": [3.0, 4.0, 5.0]}
     losses = {"calm": [0.4] * 80, "spike": [0.4] * 40 + [0.9] * 5 + [0.5] * 35}
     tunes, stages = {"t": curves(loss=losses["spike"], grad_norm=[7.0])}, {k: curves(loss=v) for k, v in losses.items()}
     lines = script("stability").table({"t": curves(**norms)}, tunes, stages).splitlines()

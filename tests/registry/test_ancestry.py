@@ -32,6 +32,12 @@ stages:
     deps: ["data/models/student/${item.size}"]
     matrix: {size: [small]}
 """
+LATER = """
+  later:
+    cmd: mkdir -p data/later && cp data/raw/x data/later/x
+    deps: [data/raw]
+    outs: [data/later]
+"""
 NEVER_RUN = """
 stages:
   ablation:
@@ -252,6 +258,14 @@ def test_a_checkout_restores_commit_and_data_and_dvc_finds_nothing_to_do(history
         assert repo.status(targets="dvc.yaml") == {}
     assert ancestry.checkout(root, second) == second.tags["git_commit"]
     assert (root / "data/raw/x").read_text() == "second"
+    with Repo(str(root)) as repo:
+        (root / "dvc.yaml").write_text(PIPELINE + LATER)
+        repo.reproduce("later")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "one stage more")
+    assert (root / "data/later/x").exists()
+    assert ancestry.checkout(root, first) == first.tags["git_commit"]
+    assert not (root / "data/later").exists()
     tags = {origin.MADE_FROM: json.dumps({"data/models/student/small": "f" * 32})}
     server = store.client(store.tracking_uri())
     unknown = server.create_model_version(NAME, (root / "data/models/student/small").as_uri(), tags=tags)

@@ -15,8 +15,9 @@ from tests.team.test_move import download
 
 pytestmark = pytest.mark.e2e
 
-BEFORE = "0584bdc529eb"  # of MLflow 2.19 to 2.22: no logged models, no webhooks, no workspaces
-USERS_BEFORE = "8606fa83a998"  # of all servers with users up to 3.5: no roles; it left no word about its schema
+BEFORE = "0584bdc529eb"  # of MLflow 2.22: no logged models, no webhooks, no workspaces
+USERS_BEFORE = "8606fa83a998"  # its users: no roles, but what each owns; its word about its schema had another name
+OWNED = "of ada"
 
 
 def engine_of(team, database):
@@ -41,14 +42,14 @@ def older(team):
     users.migrate(auth, USERS_BEFORE)
     with auth.begin() as connection:
         connection.execute(sa.text("drop table alembic_version_auth"))
+        connection.execute(sa.text("create table alembic_version (version_num varchar(32) primary key)"))
+        connection.execute(sa.text(f"insert into alembic_version values ('{USERS_BEFORE}')"))
     return runs, auth
 
 
 def fill(source, target):
-    """Copies all rows of the tables and columns that both have; returns the rows of `target`."""
-    here, there = sa.MetaData(), sa.MetaData()
-    here.reflect(source)
-    there.reflect(target)
+    """Copies all rows of the tables and columns that both have."""
+    here, there = reflected(source), reflected(target)
     with source.connect() as read, target.begin() as write:
         for table in there.sorted_tables:
             if table.name in here.tables and not table.name.startswith("alembic"):
@@ -56,7 +57,21 @@ def fill(source, target):
                 if rows := [row._asdict() for row in read.execute(sa.select(*columns))]:
                     write.execute(table.insert(), rows)
                     follow_on(write, table, rows)
-    return content(target, there)
+
+
+def reflected(engine):
+    """The tables of a database as it has them now."""
+    tables = sa.MetaData()
+    tables.reflect(engine)
+    return tables
+
+
+def owns(auth):
+    """Gives ada what a server of then gave to who made a registered model."""
+    with auth.begin() as write:
+        row = "insert into registered_model_permissions (name, user_id, permission) "
+        row += "select :name, id, 'MANAGE' from users where username = 'ada'"
+        write.execute(sa.text(row), {"name": OWNED})
 
 
 def follow_on(write, table, rows):
@@ -85,6 +100,7 @@ def model(team, registered, rules, tmp_path, monkeypatch):  # noqa: F811
     registered(evaluation(0.4, 0.6), weights="upgraded")
     (tmp_path / "versions").mkdir()
     one = Model(store.client(team.uri), "upgraded", tmp_path / "versions")
+    one.server.create_registered_model(OWNED)
     for _ in range(2):
         one.add()
         promoted(one, rules)
@@ -95,14 +111,13 @@ def test_a_store_of_an_older_version_is_upgraded_with_nothing_lost(team, model, 
     targets = older(team)
     sources = [engine_of(team, name) for name in ("mlflow", "mlflow_auth")]
     past = history.read(model.server, model.name)
-    before = [fill(source, target) for source, target in zip(sources, targets, strict=True)]
+    for source, target in zip(sources, targets, strict=True):
+        fill(source, target)
+    owns(targets[1])
+    shapes = [reflected(target) for target in targets]
+    before = [content(target, shape) for target, shape in zip(targets, shapes, strict=True)]
     assert len(before[0]["model_version_tags"]) > 20
     assert len(before[1]["users"]) >= 4
-    shapes = []
-    for target in targets:
-        shapes.append(sa.MetaData())
-        shapes[-1].reflect(target)
-
     databases = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_DATABASE_URI")
     changed = {key: team.postgres.uri(one.url.database) for key, one in zip(databases, targets, strict=True)}
     port = parts.free_port()
@@ -121,7 +136,8 @@ def test_a_store_of_an_older_version_is_upgraded_with_nothing_lost(team, model, 
 
 
 def goes_on(team, past, folder):
-    """Ada, with her old password, finds what was there; a role, which there was none of, lets her write again."""
+    """Ada, with her old password, finds what was there, and may change what she owns. A role lets her change the rest,
+    as it does since there are roles."""
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(team.uri, team.uri)
@@ -130,6 +146,7 @@ def goes_on(team, past, folder):
         assert audit.audit(client, past.name, files=True) == (past, [])
         newest = max(int(one.version) for one in client.search_model_versions(f"name='{NAME}'"))
         assert (download(client, str(newest), folder / "model") / "MLmodel").is_file()
+        client.set_registered_model_tag(OWNED, "a", "b")
         with pytest.raises(MlflowException, match="Permission denied"):
             client.set_registered_model_tag(NAME, "a", "b")
     parts.add_user(team, "ada", "writer")

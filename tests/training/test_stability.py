@@ -1,6 +1,7 @@
 """The experiment on the teacher's fine-tune compares what it says it compares."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,15 @@ def test_scm_from_each_teacher_leaves_its_gradient_norms(stability, base, teache
         gradients[str(time)] = stability.distilled(tuned, time, data, params, SIGMA_D, "scm")
     tangents = {name: curves["student/tangent_norm"][-1][1] for name, curves in gradients.items()}
     assert tangents["1000"] > 2 * tangents["1"]  # dF/dt grows with the factor on t
-    said = stability.table(gradients, {"together": losses})
+    said = stability.table(gradients, {"tuned": losses}, {"together": losses})
+    assert "| tuned | " in said
     assert "| 1000 | " in said
     assert "| together | " in said
+
+
+def test_a_fine_tune_that_diverges_is_told_in_its_curves_and_costs_no_other(stability, base, teacher, latents_folder):
+    data = Latents(latents_folder, "train")
+    wild = stability.short(teacher, 4, stability.constant(teacher.flow.optimizer, 1e9, math.inf))
+    _, curves = stability.fine_tuned(stability.variant(base, 1, True), data, wild, 0, "wild")
+    assert curves["loss"][-1][1] is None
+    assert stability.values(curves, "loss")[-1] == math.inf

@@ -216,9 +216,12 @@ def fetch(root: Path, commit: str) -> None:
 
 
 def restore(root: Path) -> None:
-    """Brings the outputs of dvc.lock from DVC's cache into the working tree, where none is lost that is not saved.
-    Those of stages that were never run are in no dvc.lock, and DVC would fail over them."""
+    """Brings the outputs of dvc.lock from DVC's cache into the working tree, where none is lost that is not saved, and
+    removes those that DVC put there for another. Outputs of stages that were never run are in no dvc.lock: DVC fails
+    over them unless it is told what to bring, and then leaves the removing to its caller."""
     with dvc(root) as repo:
+        known = [out.fs_path for out in repo.index.outs]
+        repo.state.remove_links(repo.state.get_unused_links(known, repo.fs), repo.fs)
         if made := [out.fs_path for out in repo.index.outs if out.use_cache and out.hash_info]:
             repo.checkout(targets=made)
 

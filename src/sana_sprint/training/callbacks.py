@@ -141,6 +141,10 @@ class Curves(L.Callback):
             self.save()
 
 
+class NotFinite(ValueError):  # noqa: N818  a state of the run, worded as a sentence
+    """A logged value is NaN or infinite."""
+
+
 class StopOnNonFinite(L.Callback):
     """Stops with a clear line when a logged value is not finite; nothing is masked."""
 
@@ -150,7 +154,7 @@ class StopOnNonFinite(L.Callback):
         """Looks at the newest metrics."""
         for name, value in trainer.callback_metrics.items():
             if not torch.isfinite(value).all():
-                raise ValueError(
+                raise NotFinite(
                     f"step {batch['step'] + 1}: {name} is {float(value)}; lower the learning rate of this stage "
                     "or look for broken rows in its input"
                 )
