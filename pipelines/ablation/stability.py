@@ -54,8 +54,8 @@ def main() -> None:
     storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": tunes, "staged": stages})
     page = table(gradients, tunes, stages)
     storage.write_text(OUT / "table.md", page)
-    plots.compared(gradients, SCM, OUT / "gradients.png")
-    plots.compared(tunes, ("loss", "grad_norm"), OUT / "fine_tunes.png")
+    plots.compared(gradients, SCM, OUT / "gradients.png", "log")
+    plots.compared(tunes, ("loss", "grad_norm"), OUT / "fine_tunes.png", "log")
     plots.compared(stages, ("loss", "grad_norm"), OUT / "staged.png")
     words = (
         "Short fine-tunes of the base model and sCM from each: time as 1000 t or t, with QK-norm or without, at the "

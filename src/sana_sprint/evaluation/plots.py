@@ -199,8 +199,11 @@ def curves(series: dict[str, list[list[float]]], path: Path) -> None:
     save(fig, path)
 
 
-def compared(runs: dict[str, dict[str, list[list[float]]]], names: Iterable[str], path: Path) -> None:
-    """Writes one panel per metric with a line per run, for the metrics that some run has."""
+def compared(
+    runs: dict[str, dict[str, list[list[float]]]], names: Iterable[str], path: Path, scale: str = "linear"
+) -> None:
+    """Writes one panel per metric with a line per run, for the metrics that some run has. `scale` is the values' axis,
+    linear or log."""
     shown = [name for name in names if any(name in series for series in runs.values())]
     fig, axes = figure(max(len(shown), 1))
     for ax, name in zip(axes, shown, strict=False):
@@ -208,6 +211,7 @@ def compared(runs: dict[str, dict[str, list[list[float]]]], names: Iterable[str]
             if points := series.get(name):
                 style = "-" if number < len(COLOURS) else "--"
                 ax.plot(*zip(*points, strict=True), style, color=COLOURS[number % len(COLOURS)], linewidth=1, label=run)
+        ax.set_yscale(scale)
         ax.set_title(name, fontsize=9, color=INK, loc="left")
         ax.set_xlabel("step", fontsize=8, color=FAINT)
     axes[0].legend(frameon=False, fontsize=6)
