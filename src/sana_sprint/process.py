@@ -26,7 +26,7 @@ def interrupt_asks_to_end() -> Iterator[None]:
     For the main thread."""
 
     def ask(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # not `before`: a shell's background job ignores it
         signal.raise_signal(signal.SIGTERM)
 
     before = signal.signal(signal.SIGINT, ask)
