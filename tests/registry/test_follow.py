@@ -290,3 +290,11 @@ def test_an_alias_that_is_not_there_is_told_once_and_followed(champion, capsys):
     assert (told["event"], told["to"]) == ("champoin.moved", "2")
     line = f"warning: no version of {champion.name} has the alias 'champoin' yet; there are: challenger, champion"
     assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_an_alias_that_is_set_between_look_and_warning_is_no_fault(champion):
+    follower = follow.Follower.begin(champion.server, champion.name, "champoin", None, tell_first=False)
+    assert follower.look() is None
+    champion.server.set_registered_model_alias(champion.name, "champoin", "2")
+    assert follower.absent() == ""
+    assert follower.look()["to"] == "2"

@@ -125,8 +125,11 @@ class Follower:
         """Returns in words that there is no such alias to follow so far, nothing where there is one."""
         if self.version is not None:
             return ""
-        there = ", ".join(sorted(self.server.get_registered_model(self.name).aliases))
-        return f"no version of {self.name} has the alias '{self.alias}' yet; there are: {there or 'none'}"
+        aliases = self.server.get_registered_model(self.name).aliases
+        if self.alias in aliases:  # set since the look before: the next one finds it
+            return ""
+        there = ", ".join(sorted(aliases)) or "none"
+        return f"no version of {self.name} has the alias '{self.alias}' yet; there are: {there}"
 
     def keep(self, event: dict[str, Any]) -> None:
         """Takes down that an event was told."""
