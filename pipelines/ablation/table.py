@@ -14,6 +14,10 @@ from sana_sprint.maths import metrics
 FOLDER, OUT = Path("data/ablation"), Path("data/reports/ablation")
 AGAINST = "sprint"
 STEPS = ("1", "2", "4")
+WATCHED = (
+    *(f"score/{steps}_step" for steps in STEPS),
+    *("student/grad_norm", "student/tangent_norm", "student/logvar", "heads/accuracy", "student/drift"),
+)
 
 
 def main() -> None:
@@ -28,8 +32,7 @@ def main() -> None:
     storage.write_json(OUT / "table.json", rows)
     storage.write_text(OUT / "table.md", f"{markdown(rows)}\n{protocols}\n")
     curves = {name: well(results[name])[0]["curves"] for name in names if well(results[name])}
-    watched = ("student/grad_norm", "student/tangent_norm", "student/logvar", "heads/accuracy", "student/drift")
-    plots.compared(curves, watched, OUT / "curves.png")
+    plots.compared(curves, WATCHED, OUT / "curves.png")
     words = (
         "Each row distils the base student again with some keys of the profile changed. Mean over seeds ± its standard "
         f"error (of one seed: over its prompts); gains over {AGAINST} are paired by seed. Curves are those of one "

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sana_sprint import config, storage
-from sana_sprint.evaluation import evaluate, pages, protocol, report, report_schedule, report_tables
+from sana_sprint.evaluation import evaluate, pages, plots, protocol, report, report_schedule, report_tables
 
 
 class Page(HTMLParser):
@@ -213,11 +213,15 @@ def test_champion_and_ablation_stand_in_the_page_where_there_are_any(data):
     assert "may not compare" in ablation_words(data, rows)
     rows[2]["protocol_digest"] = "a" * 64
     assert ablation_words(data, rows) == "Protocol aaaaaaaaaaaa."
+    curves = {"sprint": {"score/1_step": [[4, 0.2], [8, 0.4]]}}
+    plots.compared(curves, curves["sprint"], data / "reports/ablation/curves.png")
     champion = {"title": "base against m-base version 3", "words": "One protocol.", "head": ["steps"], "rows": [["1"]]}
     page = Page(make(data, comparisons=[champion])[1])
     for words in ("base against m-base version 3", "sprint300.500 ± 0.020", "+0.040"):
         assert words in re.sub(r"\s+", " ", page.text).replace(" 3 0 ", "30") or words in page.text
     assert {a.get("aria-label") for _, a in page.tags} >= {"base against m-base version 3", "Ablation"}
+    (picture,) = [a["src"] for tag, a in page.tags if tag == "img" and "every variant" in a["alt"]]
+    assert picture == pages.embedded(data / "reports/ablation/curves.png")
 
 
 def test_the_foot_tells_weights_data_and_protocol_by_digest(data, outcome):

@@ -8,8 +8,10 @@ import types
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sana_sprint import config
+from tests import design_closure
 
 FOLDER = Path("pipelines/ablation")
 CONTENT = config.read(FOLDER / "variants.yaml")
@@ -25,6 +27,15 @@ def script(name):
 
 def test_every_variant_has_its_stage():
     assert list(PIPELINE["variant"]["matrix"]["name"]) == list(CONTENT["variants"])
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_a_stage_of_the_ablation_depends_on_the_code_that_it_executes(name):
+    """Else a row whose scoring changed would stand beside rows of today as if it were one of them."""
+    path = FOLDER / f"{name}.py"
+    code = [dep for dep in PIPELINE[name]["deps"] if dep.startswith(("src/", "pipelines/"))]
+    needed = [path.as_posix(), *design_closure.closure(path, design_closure.graph())]
+    assert sorted(code) == sorted(needed)
 
 
 @pytest.mark.parametrize("name", CONTENT["variants"])
@@ -96,6 +107,19 @@ def test_the_table_has_means_errors_and_gains_paired_by_seed(table, capsys):
     assert "| zz | 3 | 0 | 0.600 ± 0.058 |" in printed
     assert "| aa | 1 | 0 | 0.300 ± 0.500 | 0.300 ± 0.500 | 0.300 ± 0.500 | -0.100 | -0.100 | -0.100 |" in printed
     assert (table.OUT / "curves.png").stat().st_size > 1000
+
+
+def test_the_curves_of_a_variant_show_its_quick_scores_too(table):
+    """A panel per metric that some variant has."""
+    widths = []
+    for series in ({}, {"score/1_step": [[2, 0.1], [4, 0.4]], "score/4_step": [[2, 0.5], [4, 0.6]]}):
+        content = result([0.4])
+        content["seeds"][0]["curves"] |= series
+        (table.FOLDER / "sprint.json").write_text(json.dumps(content))
+        table.main()
+        with Image.open(table.OUT / "curves.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] == 3 * widths[0]
 
 
 def test_a_seed_that_was_given_up_counts_as_ill_and_in_no_mean(table, capsys):

@@ -54,6 +54,7 @@ def run(
         "seen": folder_page.of_students(data / "grids", page.parent / "protocols"),
         "comparisons": comparisons,
         "ablation": report_tables.ablation(data / "reports/ablation/table.json"),
+        "ablation_curves": [pages.embedded(path) for path in (data / "reports/ablation").glob("curves.png")],
         "stages": report_tables.stages(data / "metrics"),
         "protocol": report_tables.protocol(results),
         "lineage": report_tables.lineage(data) + report_tables.digests(results, made),
