@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from sana_sprint import cli
 from sana_sprint.registry import history, moves, store, versions
 from tests.registry.conftest import NAME, Model, evaluation, repository, server
+from tests.stores import free_port
 from tests.test_cli import call, parsed, refused
 
 __all__ = ["repository", "server"]
@@ -165,6 +166,28 @@ def test_a_version_without_scores_is_named_with_its_remedy(model):
     model.server.delete_model_version_tag(NAME, number, "scores")
     assert f"{VERSION}: no tag 'scores', so nothing to compare" in fault("compare", VERSION, f"models:/{NAME}/2")
     assert "version 1 has no tag 'scores'" in refused("promote", "--version", "1", code=3)
+    model.server.delete_model_version_tag(NAME, "2", "protocol_digest")
+    assert f"models:/{NAME}/2: no tag 'protocol_digest'" in fault("compare", f"models:/{NAME}/2", f"models:/{NAME}/2")
+
+
+def test_a_secret_and_a_command_that_cannot_be_read_are_named(model, monkeypatch):
+    model.add()
+    monkeypatch.setenv("SANA_SPRINT_WEBHOOK_SECRET", "whsec_abc")
+    told = fault("follow", NAME, "--url", "http://127.0.0.1:1", "--once")
+    assert "SANA_SPRINT_WEBHOOK_SECRET: what follows whsec_ must be base64" in told
+    assert '--command "say \'so" cannot be read: No closing quotation' in fault(
+        "follow", NAME, "--command", "say 'so", "--once"
+    )
+
+
+def test_a_store_that_is_no_database_or_a_database_that_is_away_is_one_line(repository, tmp_path, monkeypatch):
+    (tmp_path / "notes.db").write_text("these are notes, and no database " * 50)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/notes.db")
+    assert f"tracking server sqlite:///{tmp_path}/notes.db cannot be used" in fault("history")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://anna:a-password@127.0.0.1:{free_port()}/mlflow")
+    told = fault("history")
+    assert "cannot be used ([Errno 111] Connection refused): check its address" in told
+    assert "a-password" not in told
 
 
 def test_files_that_are_gone_are_told_by_whoever_needs_them(model, other):

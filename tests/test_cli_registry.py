@@ -105,6 +105,24 @@ def test_audit_refuses_with_the_entry_that_was_changed(model):
     assert "unreadable: see `sana-sprint audit`" in call("history")
 
 
+def test_a_digest_is_asked_of_all_histories_of_the_profile_and_an_empty_one_is_refused(model):
+    model.add()
+    call("promote", NAME)
+    model.server.create_registered_model(NAME.replace(SIZE, "base"))  # another size, which has no history yet
+    digest = parsed("audit", NAME)[0]["digest"]
+    assert [one["whole"] for one in parsed("audit", "--contains", digest[:12])] == [True, True]
+    assert "has the digest 0123456789ab" in refused("audit", "--contains", "0123456789ab", code=3)
+    assert "--contains is empty" in refused("audit", "--contains", "")
+
+
+def test_a_model_that_was_deleted_beside_its_history_is_told_by_the_audit(model):
+    model.add()
+    call("promote", NAME)
+    model.server.delete_registered_model(NAME)
+    told = refused("audit", code=3)
+    assert told == f"refused: {NAME}: the model is deleted, its history {NAME}.history is there"
+
+
 def test_audit_tells_of_a_move_that_was_left_in_the_middle_and_finishes_it_when_asked(model, monkeypatch):
     for _ in range(2):
         model.add()
@@ -169,7 +187,16 @@ def test_a_champion_whose_files_are_gone_is_told(model):
     assert "files: file:///" in refused("promote", code=3)
 
 
+def test_a_store_that_is_not_there_is_not_made_by_looking(repository, monkeypatch, tmp_path):
+    place = tmp_path / "misspelt/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    for words in (["history"], ["audit"], ["promote"], ["rollback"], ["lineage", f"models:/{NAME}/1"]):
+        assert refused(*words).startswith(f"error: {place}: no store there; run `dvc repro` to make it")
+    assert not place.parent.exists()
+
+
 def test_promote_without_models_says_what_to_do(repository):
+    assert refused("audit") == "error: none is registered; run `dvc repro` first"
     assert "none is registered; run `dvc repro` first" in refused("promote")
 
 

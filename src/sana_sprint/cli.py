@@ -59,8 +59,10 @@ def generate(
 
 def _champion(size: str | None) -> str | None:
     """Returns the address of the champion to draw with, None where there is none."""
-    from sana_sprint.registry import draw
+    from sana_sprint.registry import draw, store
 
+    if store.absent(store.tracking_uri()):
+        return None
     server = cli_registry.server()
     return draw.champion(server, cli_registry.names(server), size)
 

@@ -88,7 +88,7 @@ def send(as_json: Json = False) -> None:
     """Send what stages left for the tracking server while it was away; the next stage does it too."""
     from sana_sprint.registry import outbox, store
 
-    root, client = lineage.repository(), cli_registry.server()
+    root, client = lineage.repository(), cli_registry.server(make=True)
     uri = client.tracking_uri
     sent, others = outbox.send(root, uri), outbox.elsewhere(root, uri)
     if as_json:

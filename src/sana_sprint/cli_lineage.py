@@ -43,7 +43,7 @@ def register(
     student = foreign.student(folder, name, licence, licence_link, description, scores, sampling, parts)
     told = {"Data": data, "Training": training}
     student = replace(student, told={section: text for section, text in told.items() if text})
-    cli_registry.server()  # a stage waits for a server that is away; who types this is told at once
+    cli_registry.server(make=True)  # a stage waits for a server that is away; who types this is told at once
     with track.stage("register elsewhere") as run:
         made = registration.enter(student, run)
     if as_json:

@@ -22,24 +22,35 @@ if TYPE_CHECKING:
     from sana_sprint.registry.promote import Verdict
 
 POLICY = Path("mlflow/promotion.yaml")
+NONE = "none is registered; run `dvc repro` first"
 Size = Annotated[str | None, typer.Option(help="Student size, such as small or base.")]
 Name = Annotated[str | None, typer.Argument(help="Registered model; default: the profile's model of --size.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for the history.")]
 
 
-def server() -> MlflowClient:
-    """Returns a client of the store in use."""
+def server(make: bool = False) -> MlflowClient:
+    """Returns a client of the store in use. Raises ValueError where that is a file which is not there, unless it is to
+    be made."""
     from sana_sprint.registry import store
 
-    return store.client(store.tracking_uri())
+    uri = store.tracking_uri()
+    if not make and (absent := store.absent(uri)):
+        raise ValueError(f"{absent}: no store there; run `dvc repro` to make it, or name one in MLFLOW_TRACKING_URI")
+    return store.client(uri)
+
+
+def profile_names() -> list[str]:
+    """Returns what the registered models of the profile in use are called, whether they are there or not."""
+    root = lineage.repository()
+    prefix = config.load(config.Register, root).model_name
+    return sorted(f"{prefix}-{size}" for size in config.load(config.Prune, root).sizes)
 
 
 def names(client: MlflowClient) -> list[str]:
     """Returns the registered models of the profile in use."""
-    root = lineage.repository()
-    prefix, sizes = config.load(config.Register, root).model_name, config.load(config.Prune, root).sizes
+    prefix = config.load(config.Register, lineage.repository()).model_name
     found = client.search_registered_models(f"name LIKE '{prefix}-%'")  # those of the profile demo-long too
-    return sorted({str(model.name) for model in found} & {f"{prefix}-{size}" for size in sizes})
+    return sorted({str(model.name) for model in found} & set(profile_names()))
 
 
 def chosen(client: MlflowClient, name: str | None, size: str | None) -> str:
@@ -51,7 +62,7 @@ def chosen(client: MlflowClient, name: str | None, size: str | None) -> str:
     there = names(client)
     if len(there) == 1:
         return there[0]
-    choice = f"name one of {', '.join(there)}" if there else "none is registered; run `dvc repro` first"
+    choice = f"name one of {', '.join(there)}" if there else NONE
     raise ValueError(f"which model? {choice}, or give --size")
 
 
@@ -73,7 +84,7 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Although gates do not hold; needs --reason.")] = False,
     reason: Reason = None,
     reevaluate: Annotated[
-        bool, typer.Option("--reevaluate", help="First score the champion under its protocol.")
+        bool, typer.Option("--reevaluate", help="First score the champion under its protocol; the scores stay with it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -229,34 +240,51 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Check the history entry by entry, and that aliases and versions are what it says; exit code 3 if not."""
+    if contains is not None and not contains.strip():
+        raise ValueError("--contains is empty: give a digest that audit or promote printed, or its beginning")
     from sana_sprint.registry import audit as audits
-    from sana_sprint.registry import moves
 
-    client, told, bad = server(), [], []
-    for model in several(client, name, size):
-        if finish:
-            moves.settle(client, model)
-        chain, faults = audits.audit(client, model, files, contains)
-        notes = audits.unlisted(client, chain) if files else []
-        told.append(_audited(model, chain, faults) | {"notes": notes})
-        bad += [f"{model}: {_fault(fault)}" for fault in faults]
+    client = server()
+    models = several(client, name, size)
+    bad = [] if name or size else audits.orphans(client, profile_names())
+    if not models and not bad:
+        raise ValueError(NONE)
+    told, known = [], set[str]()
+    for model in models:
+        chain, one = _audited(client, model, files, finish)
+        told.append(one)
+        known |= {entry.digest for entry in chain.entries}
+        bad += [f"{model}: {fault['fault']}" for fault in one["faults"]]
         if not as_json:
-            typer.echo(
-                f"{model}: {len(chain.entries)} entries, {len(faults)} faults, head {told[-1]['digest'] or 'none'}"
-            )
-            for note in notes:
-                typer.echo(f"{model}: {note}")
+            _tell_audit(one)
+    if contains is not None and not any(digest.startswith(contains) for digest in known):
+        bad.append(f"no entry of {', '.join(models) or 'any model'} has the digest {contains}")
     if as_json:
         console.emit(told)
     if bad:
         console.refuse("; ".join(bad))
 
 
-def _fault(fault: Fault) -> str:
-    return fault.text if fault.entry is None else f"entry {fault.entry} {fault.text}"
+def _audited(client: MlflowClient, model: str, files: bool, finish: bool) -> tuple[Chain, dict[str, Any]]:
+    """Returns a model's history, and what the audit tells of it."""
+    from sana_sprint.registry import audit as audits
+    from sana_sprint.registry import moves
 
-
-def _audited(model: str, chain: Chain, faults: list[Fault]) -> dict[str, Any]:
+    if finish:
+        moves.settle(client, model)
+    chain, faults = audits.audit(client, model, files)
     head = chain.entries[-1].digest if chain.entries else None
     found = [{"entry": fault.entry, "fault": _fault(fault)} for fault in faults]
-    return {"name": model, "entries": len(chain.entries), "whole": not faults, "digest": head, "faults": found}
+    told = {"name": model, "entries": len(chain.entries), "whole": not faults, "digest": head, "faults": found}
+    return chain, told | {"notes": audits.unlisted(client, chain) if files else []}
+
+
+def _tell_audit(one: dict[str, Any]) -> None:
+    head = one["digest"] or "none"
+    typer.echo(f"{one['name']}: {one['entries']} entries, {len(one['faults'])} faults, head {head}")
+    for note in one["notes"]:
+        typer.echo(f"{one['name']}: {note}")
+
+
+def _fault(fault: Fault) -> str:
+    return fault.text if fault.entry is None else f"entry {fault.entry} {fault.text}"

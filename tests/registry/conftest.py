@@ -49,14 +49,12 @@ TIMES = {"1": [1.5708, 0.0], "2": [1.5708, 1.2, 0.0], "4": [1.5708, 1.2, 0.8, 0.
 
 def evaluation(one_step, four_steps, protocol="first", undistilled=0.05):
     """Evaluate's JSON for a student of these scores."""
-    student = {"1": one_step, "2": (one_step + four_steps) / 2, "4": four_steps}
+    middle = (one_step + four_steps) / 2
+    student = {"1": one_step, "2": middle, "3": (middle + four_steps) / 2, "4": four_steps}
+    asked = {"prompts": [{"caption": "a red circle", "task": "colors"}], "seeds": [0], "name": protocol}
     return {
-        "protocol": {
-            "prompts": [{"caption": "a red circle", "task": "colors"}],
-            "seeds": [0],
-            "name": protocol,
-        },
-        "protocol_digest": storage.digest_of(protocol),
+        "protocol": asked,
+        "protocol_digest": storage.digest_of(asked),
         "size": SIZE,
         "times": TIMES,
         "scores": {

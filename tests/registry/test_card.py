@@ -102,6 +102,16 @@ def test_the_licence_of_each_part_is_told_and_what_is_unknown_is_told_to_be():
     assert "Licences" not in measured.card_fields(card.write(replace(made, part_licences=none)))
 
 
+def test_scores_under_public_protocols_stand_in_the_card_with_their_digest():
+    told = evaluation(0.4, 0.6)
+    one = {"overall": {"value": 0.7, "se": 0.01}, "tasks": {"position": {"value": 0.5, "se": 0.03, "n": 80}}}
+    told["protocols"] = {"geneval": {"2": {"protocol_digest": "abcdef0123456789", "scores": one}}}
+    text = card.write(student(told))
+    assert "| geneval | abcdef012345 | 2 | overall | 0.700 ± 0.010 |" in text
+    assert "| geneval | abcdef012345 | 2 | position | 0.500 ± 0.030 |" in text
+    assert "public protocols" not in card.write(student(evaluation(0.4, 0.6)))
+
+
 def test_the_card_of_a_student_made_elsewhere_claims_nothing_of_how_it_was_made():
     here = student(evaluation(0.4, 0.6))
     there = replace(here, made={"made": "elsewhere", "registered_by": "anna"})

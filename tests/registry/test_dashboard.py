@@ -85,10 +85,10 @@ def test_figures_are_sections_by_score_and_curves_over_the_steps(repository, ser
     assert logged["task_counting/student_4_step"] == 0.6
     assert logged["latency_p50_s/student_1_step"] == 0.01
     curve = [(one.step, one.value) for one in server.get_metric_history(run.run_id, "by_steps/student_overall")]
-    assert curve == [(1, 0.4), (2, 0.5), (4, 0.6)]
+    assert curve == [(1, 0.4), (2, 0.5), (3, 0.55), (4, 0.6)]
     flat = lineage.numbers(dashboard.scores(scores))
     assert {name: logged[name] for name in flat} == flat
-    assert len(flat) == sum(2 * (5 + 2) for per in scores["scores"].values() for _ in per) + 6
+    assert len(flat) == sum(2 * (5 + 2) for per in scores["scores"].values() for _ in per) + 8
 
 
 def test_the_command_s_run_holds_the_scores_it_led_to(repository, server):
@@ -131,7 +131,7 @@ def test_a_version_s_description_tells_its_scores_and_where_it_comes_from(regist
     version = server.get_model_version(NAME, "1")
     assert "| 1 | 0.400 ± 0.020 |" in version.description
     assert f"/runs/{version.run_id}?" in version.description
-    assert storage.digest_of("first")[:16] in version.description
+    assert evaluation(0.4, 0.6)["protocol_digest"][:16] in version.description
     registered(evaluation(0.45, 0.6))  # the same weights, scored again
     assert answer["version"] == 1
     assert "| 1 | 0.450 ± 0.020 |" in server.get_model_version(NAME, "1").description

@@ -77,6 +77,44 @@ def test_what_is_no_student_is_refused_by_name(folder, repository, tmp_path):
     assert "no-such/model_index.json" in refused("register", str(tmp_path / "no-such"), *TOLD)
 
 
+def without(folder, name):
+    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def no_weights(folder, part):
+    for path in (folder / part).glob("*.safetensors"):
+        path.unlink()
+
+
+def unnamed(folder, part):
+    index = storage.read_json(folder / "model_index.json")
+    storage.write_json(folder / "model_index.json", index | {part: [None, None]})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part", "told"),
+    [
+        (without, "vae", "no folder vae"),
+        (without, "tokenizer", "no folder tokenizer"),
+        (no_weights, "transformer", "no weights in transformer"),
+        (unnamed, "scheduler", "model_index.json names no scheduler"),
+    ],
+)
+def test_a_pipeline_that_could_not_be_loaded_is_refused_by_what_it_lacks(folder, repository, spoil, part, told):
+    spoil(folder, part)
+    said = refused("register", str(folder), *TOLD)
+    assert said == f"error: {folder}: {told}; download or save the whole pipeline"
+    assert store.client(store.tracking_uri()).search_registered_models() == []
+
+
+def test_scores_whose_protocol_was_changed_are_refused(folder, repository, tmp_path):
+    changed = evaluation(0.6, 0.7)
+    changed["protocol"]["seeds"] = [1]
+    storage.write_json(tmp_path / "scores.json", changed)
+    told = refused("register", str(folder), *TOLD, "--scores", str(tmp_path / "scores.json"))
+    assert f"scores.json: protocol_digest is {changed['protocol_digest'][:12]}, that of the protocol in it " in told
+
+
 def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_touched(folder, repository):
     before = sorted(repository.rglob("*"))
     for name in ("..", "../..", ".", "a/b", "a\\b", "/absolute", "models:/a", "", "a' or 'b", "x.history"):

@@ -8,11 +8,13 @@ import math
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
+from sana_sprint.evaluation import folder_protocol, protocol
 from sana_sprint.registry import gates, measured, policy
 from tests.registry.conftest import MACHINE, ROOT, card, evaluation, student, version_tags
 
+GENEVAL = ROOT / "profiles/protocols/geneval.yaml"
 TASKS = ("counting", "don't, say")
-STEPS = ("1 step", "2 steps", "4 steps")
+STEPS = ("1 step", "2 steps", "3 steps", "4 steps")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def version(folder, scores, number=1, without=(), **tags):
 
 def scores(one_step=0.4, four_steps=0.6, seconds=0.1, machine=MACHINE, **options):
     found = evaluation(one_step, four_steps, **options)
-    timed = {steps: {"p50_s": seconds} for steps in ("1", "2", "4")}
+    timed = {steps: {"p50_s": seconds} for steps in ("1", "2", "3", "4")}
     return found | {"latency": {"student": timed}, "machine": machine}
 
 
@@ -84,7 +86,7 @@ def test_every_metric_and_every_task_is_held_at_every_step_count_of_the_policy(f
     old, new = version(folder, scores(0.4, 0.6)), version(folder, scores(0.4, 0.6), 2)
     names = set(found(new, old, rules))
     keys = [*rules.judges["scenes"].champion.metrics, *TASKS]
-    told = {f"{key} at {steps}" for key in keys for steps in ("1 step", "2 steps", "4 steps")}
+    told = {f"{key} at {steps}" for key in keys for steps in STEPS}
     assert told < names
     assert not failing(new, old, rules)
     worse = scores(0.4, 0.6)
@@ -220,10 +222,71 @@ def test_own_folders_are_gated_on_clip_score(folder, rules):
     asked = rules.model_copy(update={"judges": {"none": rules.judges["none"]}})
     assert not failing(version(folder, plain), None, asked)
     assert "clip_score at 1 step" in found(version(folder, plain), None, asked)
-    with pytest.raises(ValueError, match=r"was judged by 'scenes'; mlflow/promotion\.yaml has: none"):
-        gates.gates(version(folder, scores()), None, asked, None)
-    with pytest.raises(ValueError, match="has no tag 'judged_by'"):
-        gates.gates(version(folder, scores(), without=["judged_by"]), None, asked, None)
+
+
+def test_a_judge_that_the_policy_does_not_know_is_a_gate_that_cannot_be_read(folder, rules):
+    asked = rules.model_copy(update={"judges": {"none": rules.judges["none"]}})
+    of_others = found(version(folder, scores()), None, asked)["judge"]
+    assert of_others.reason == (
+        "judge: scenes, asked one of none (mlflow/promotion.yaml asks nothing of it: add it there)"
+    )
+    unknown = found(version(folder, scores(), without=["judged_by"]), None, asked)["judge"]
+    assert "version 1 has no tag 'judged_by'" in unknown.reason
+    assert {of_others.outcome, unknown.outcome} == {"unread"}
+
+
+def public(one_step, digest="first"):
+    """Scores of a student without verdicts of its own, under public GenEval and MJHQ at 1, 2 and 4 steps."""
+    plain = scores(0.30, 0.31, undistilled=0.20)
+    for networks in plain["scores"].values():
+        for at in networks.values():
+            for key in ("overall", "tasks", "seen", "heldout"):
+                del at[key]
+            at["fid_corpus_clip"] = at.pop("fid_scene_clip")
+
+    def under(found):
+        return {steps: {"protocol": {}, "protocol_digest": digest, "pictures": 4, "scores": found} for steps in "124"}
+
+    score = {"value": one_step, "se": 0.02}
+    geneval = {"overall": score, "tasks": {"counting": score | {"n": 80}, "position": score | {"n": 80}}}
+    mjhq = {"fid": {"value": 7.0, "se": 0.1}, "clip_score": {"value": 28.0, "se": 0.1}, "categories": {}}
+    return plain | {"protocols": {"geneval": under(geneval), "mjhq": under(mjhq)}}
+
+
+def test_scores_of_public_protocols_are_gated_as_the_profile_sana_has_them(folder, rules):
+    first, worse, better = (version(folder, public(score), i) for i, score in enumerate((0.70, 0.55, 0.72), 1))
+    assert not failing(first, None, rules)
+    assert failing(worse, None, rules) == {"geneval/overall at 1 step", "geneval/overall at 4 steps"}
+    table = found(better, first, rules)
+    assert all(gate.holds for gate in table.values())
+    assert {"geneval/counting at 2 steps", "mjhq/fid at 4 steps", "mjhq/clip_score at 1 step"} <= set(table)
+    asked = rules.model_copy(update={"judges": {"geneval": rules.judges["geneval"].model_copy(update={"floors": {}})}})
+    told = {f"geneval/{key} at" for key in ("overall", "counting", "position")}
+    assert failing(worse, first, asked) == {f"{key} {k}" for key in told for k in ("1 step", "2 steps", "4 steps")}
+
+
+def test_public_scores_of_two_protocols_do_not_compare_and_missing_ones_are_named(folder, rules):
+    old, new = version(folder, public(0.7)), version(folder, public(0.9, digest="second"), 2)
+    failed = {name: gate for name, gate in found(new, old, rules).items() if not gate.holds}
+    assert {name.partition("/")[0] for name in failed} == {"geneval", "mjhq"}
+    assert failed["geneval/position at 1 step"].reason == (
+        "geneval/position at 1 step: protocol digest second, asked first, the champion's "
+        "(evaluate both under one file of profiles/protocols)"
+    )
+    bare = found(version(folder, public(0.7), without=["public_scores"]), None, rules)["geneval/overall at 1 step"]
+    assert (bare.outcome, bare.value) == ("unread", "version 1 has no tag 'public_scores'")
+
+
+def test_a_re_evaluation_leaves_the_public_scores(folder):
+    again = scores(0.3, 0.3, protocol="other")
+    tags = version(folder, public(0.7)).tags | measured.reevaluation_tags(again, "me", "now")
+    assert measured.under(tags, again["protocol_digest"]).score("student", "2", "geneval/overall") == (0.7, 0.02)
+
+
+def test_the_shipped_policy_compares_every_step_count_that_evaluate_scores(rules):
+    for kind, judged in rules.judges.items():
+        scored = protocol.STEPS if kind != "geneval" else folder_protocol.load(GENEVAL).drawn.times
+        assert judged.champion.steps == [str(steps) for steps in scored]
 
 
 def test_tasks_in_hundreds_of_captions_go_through_the_tags(folder, rules):
@@ -234,7 +297,7 @@ def test_tasks_in_hundreds_of_captions_go_through_the_tags(folder, rules):
     assert sum(key.startswith("task_scores") for key in tags) > 10
     assert max(map(len, tags.values())) <= 5000
     table = found(version(folder, many, 2), version(folder, many), rules)
-    assert sum("number" in name for name in table) == 900
+    assert sum("number" in name for name in table) == 1200
     shorter = tags | measured.detail_tags(scores())  # as when a version is registered again
     assert set(measured.own(shorter).tasks["1"]) == set(TASKS)
 

@@ -1,13 +1,17 @@
 """Promotion, rollback and the aliases: what moves, what does not, and what the history keeps of it."""
 
+import base64
 import getpass
+import os
+import re
 import shutil
 import socket
 from datetime import UTC, datetime
 
 import pytest
+import requests
 
-from sana_sprint.registry import history, moves, promote, versions
+from sana_sprint.registry import audit, digests, history, moves, promote, versions
 from tests.registry.conftest import evaluation
 
 
@@ -87,6 +91,32 @@ def test_previous_names_where_a_rollback_goes(three):
         assert aliases(three) == (now, previous)
     with pytest.raises(ValueError, match="version 1 is the first champion"):
         promote.rollback(three.server, three.name)
+
+
+def test_a_version_whose_weights_alone_are_gone_is_not_promoted_nor_put_back(model, rules):
+    for number in ("1", "2"):
+        model.add(evaluation(0.4 + int(number) / 10, 0.7))
+        root = model.place / str(int(number) - 1)
+        for key, value in digests.tags(digests.of(root)).items():
+            model.tag(number, key, value)
+        assert promoted(model, rules)
+    (model.place / "0" / versions.PIPELINE / "weights.txt").unlink()
+    told = r"no artifacts/pipeline/weights\.txt there"
+    with pytest.raises(ValueError, match=rf"version 1 cannot be put back, its files are gone \(.*{told}"):
+        promote.rollback(model.server, model.name)
+    verdict = promote.judge(model.server, model.name, rules, "1")
+    assert re.search(told, next(gate.value for gate in verdict.gates if gate.name == "files"))
+    assert not verdict.holds
+    assert re.search(told, "; ".join(fault.text for fault in audit.audit(model.server, model.name)[1]))
+
+
+def test_force_promotes_a_version_whose_judge_is_not_known(model, rules):
+    model.add()
+    model.server.delete_model_version_tag(model.name, "1", "judged_by")
+    verdict = promote.judge(model.server, model.name, rules)
+    assert [gate.name for gate in verdict.gates if not gate.holds] == ["judge"]
+    entry = promote.move(model.server, verdict, "looked at by hand", force=True)
+    assert (entry.content["forced"], model.alias()) == (True, "1")
 
 
 def test_rollback_walks_back_and_history_keeps_all(three, rules):
@@ -257,3 +287,7 @@ def test_who_moves_the_champion_is_whom_mlflow_logs_in(model, rules, tmp_path, m
     assert history.read(model.server, model.name).last.content["user"] == "ada"
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ben")
     assert history.who() == "ben"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://cora%40home:a-password@mlflow.example:5000")
+    asked = requests.Request("GET", os.environ["MLFLOW_TRACKING_URI"], headers={"Authorization": "Basic of ben"})
+    user, _ = base64.b64decode(asked.prepare().headers["Authorization"].removeprefix("Basic ")).decode().split(":")
+    assert history.who() == user == "cora@home"

@@ -145,8 +145,24 @@ def test_the_gates_of_the_other_registry_judge_it_and_its_history_is_its_own(mod
     assert {gate.name for gate in verdict.gates} > {"counting at 2 steps", "size"}
     promote.move(other, verdict)
     assert audit.audit(other, "in-production", files=True)[1] == []
-    with pytest.raises(ValueError, match="does not make a champion"):
-        transfer.transfer(model.server, f"models:/{model.name}/2", other.tracking_uri, alias="champion")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"alias": "champion"}, "a transfer does not set 'champion'"),
+        ({"alias": "previous"}, "a transfer does not set 'previous'"),
+        ({"name": "x.history"}, r"--name 'x\.history': .* ends the names of histories"),
+        ({"name": "a/b"}, "--name 'a/b': no name of a registered model"),
+    ],
+    ids=["champion", "previous", "a history", "a path"],
+)
+def test_what_would_break_the_other_registry_is_refused_before_it_is_spoken_to(model, tmp_path, options, told):
+    model.add()
+    place = tmp_path / "other/mlflow.db"
+    with pytest.raises(ValueError, match=told):
+        transfer.transfer(model.server, f"models:/{model.name}/1", f"sqlite:///{place}", **options)
+    assert not place.parent.exists()
 
 
 def test_files_that_were_changed_here_are_not_copied(model, other, rules):
@@ -254,3 +270,15 @@ def test_a_real_student_goes_to_a_real_server_and_draws_there(
     store.client.cache_clear()
     told = refused("transfer", uri, "--to", team_server, "--name", name)
     assert told.endswith("set SANA_SPRINT_TARGET_USERNAME and SANA_SPRINT_TARGET_PASSWORD to a user who may")
+
+
+def test_a_move_of_the_past_that_was_changed_on_the_way_is_found_by_the_audit_there(model, other, rules):
+    two(model, rules)
+    transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
+    assert audit.audit(other, model.name)[1] == []
+    past = packed.unpack(other.get_model_version(model.name, "1").tags, "transferred.past")
+    past[0]["user"] = "nobody"
+    for key, value in packed.pack("transferred.past", past).items():
+        other.set_model_version_tag(model.name, "1", key, value)
+    (fault,) = audit.audit(other, model.name)[1]
+    assert fault.text.startswith(f"version 1 tells of entry {past[0]['entry']} of sqlite:///")

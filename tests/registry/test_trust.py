@@ -166,7 +166,9 @@ def test_the_registered_models_own_code_passes_where_it_belongs(folder):
     for name in ("sprint_model.py", "__pycache__/sprint_model.cpython-311.pyc"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
-    trust.check(folder)
+    trust.check(folder, registered=True)
+    with pytest.raises(ValueError, match=r"sprint_model\.py: no kind of file"):
+        trust.check_given(folder)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_sprint.registry import digests, history, measured, moves, packed, shared_files, versions
+from sana_sprint.registry import digests, history, measured, moves, packed, shared_files, transfer, versions
 from sana_sprint.registry.versions import CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
@@ -33,21 +33,36 @@ class Fault:
     text: str
 
 
-def audit(
-    server: MlflowClient, name: str, files: bool = False, contains: str | None = None
-) -> tuple[Chain, list[Fault]]:
+def audit(server: MlflowClient, name: str, files: bool = False) -> tuple[Chain, list[Fault]]:
     """Returns the history and what is wrong with it, in the order of its entries; `files` reads the files of every
     version that it names."""
     chain = history.read(server, name)
     there = {str(version.version): version for version in versions.every(server, name)}
-    faults = [*_texts(chain), *_gaps(chain), *_marks(chain, there)]
+    faults = [*_texts(chain), *_gaps(chain), *_marks(chain, there), *_pasts(there)]
     bad = {fault.entry for fault in faults if fault.entry is not None}
     faults += [*_order(chain, bad), *_versions(server, chain, there, files)]
     if chain.last is None or not bad & set(range(chain.last.number, chain.head + 2)):
         faults += _aliases(server, chain, there)  # of a changed entry's words the aliases are no measure
-    if contains is not None and not any(entry.digest.startswith(contains) for entry in chain.entries):
-        faults.append(Fault(None, f"no entry has the digest {contains}"))
     return chain, sorted(set(faults), key=lambda fault: (fault.entry is None, fault.entry or 0, fault.text))
+
+
+def orphans(server: MlflowClient, names: list[str]) -> list[str]:
+    """Returns in words which of these models were deleted although their histories are there."""
+    found = {str(model.name) for name in names for model in server.search_registered_models(f"name LIKE '{name}%'")}
+    return [
+        f"{name}: the model is deleted, its history {name}{history.SUFFIX} is there"
+        for name in names
+        if name not in found and f"{name}{history.SUFFIX}" in found
+    ]
+
+
+def _pasts(there: dict[str, ModelVersion]) -> Iterator[Fault]:
+    """Yields a fault for each move in another registry, told by a version that came from there, that was changed."""
+    for number, version in there.items():
+        for event in transfer.listed(version.tags, transfer.PAST):
+            if "digest" in event and not history.told_whole(event):
+                place = f"entry {event.get('entry')} of {event.get('store')}"
+                yield Fault(None, f"version {number} tells of {place} in other words than its digest says")
 
 
 def _texts(chain: Chain) -> Iterator[Fault]:

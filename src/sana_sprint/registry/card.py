@@ -150,6 +150,22 @@ def task_table(student: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\nThe student by task:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
+def public_table(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Returns a Markdown table of the student's scores under public protocols, a row for each score; empty where there
+    are none."""
+    rows = [
+        [name, str(one["protocol_digest"])[:12], steps, key, score(value)]
+        for name, by_steps in protocols.items()
+        for steps, one in sorted(by_steps.items())
+        for key, value in (one["scores"] | one["scores"].get("tasks", {})).items()
+        if "value" in value
+    ]
+    if not rows:
+        return ""
+    table = [["protocol", "digest", "steps", "score", "value"], ["---"] * 5, *rows]
+    return "\n\nThe student under public protocols:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
 def bullets(values: Mapping[str, Any]) -> str:
     """Returns a Markdown list of names and values."""
     return "\n".join(f"- {key}: `{value}`" for key, value in values.items()) or measured.NOTHING
@@ -162,7 +178,9 @@ def scores(evaluation: Mapping[str, Any]) -> str:
     return f"""Value ± standard error. Protocol digest: `{evaluation["protocol_digest"]}`. `undistilled` is the same
 network before distillation, `teacher` the network it learned from.
 
-{score_table(evaluation["scores"])}{task_table(evaluation["scores"]["student"])}"""
+{score_table(evaluation["scores"])}{task_table(evaluation["scores"]["student"])}{
+        public_table(evaluation.get("protocols", {}))
+    }"""
 
 
 def licences(student: Student) -> str:

@@ -133,8 +133,9 @@ def read(
 def registered(uri: str) -> Evaluation:
     """Returns the evaluation that a registered version carries."""
     version = versions.resolve(store.client(store.tracking_uri()), uri)
-    if "scores" not in version.tags:
-        raise ValueError(f"{uri}: no tag 'scores', so nothing to compare; register it with `dvc repro register`")
+    for tag in ("scores", "protocol_digest"):
+        if tag not in version.tags:
+            raise ValueError(f"{uri}: no tag '{tag}', so nothing to compare; register it with `dvc repro register`")
     scores = {
         network: {steps: {k: {"value": v[0], "se": v[1]} for k, v in at.items()} for steps, at in per.items()}
         for network, per in json.loads(version.tags["scores"]).items()

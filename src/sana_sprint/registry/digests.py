@@ -81,6 +81,12 @@ def score_tags(known: Mapping[str, str], scores: Path) -> dict[str, str]:
     return packed.pack(SCORE_LIST, told | {f"{SCORES}/{scores.name}": storage.digest(scores)})
 
 
+def listed(known: Mapping[str, str]) -> dict[str, str]:
+    """Returns {path: sha256} as a version's tags list them; {} where they list none, or none that can be read."""
+    found = packed.unpack(known, LIST)
+    return found if isinstance(found, dict) else {}
+
+
 def recorded(known: Mapping[str, str]) -> bool:
     """Tells whether a version's tags hold the digests of every file; those of earlier releases do not."""
     return LIST in known or SEAL in known

@@ -43,7 +43,10 @@ def to_url(url: str, shared: str) -> Deliver:
 def to_command(command: str) -> Deliver:
     """Returns what runs a command, without a shell, with the event in SANA_SPRINT_EVENT and on its stdin. Raises
     ValueError for a command that cannot be read."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"--command {command!r} cannot be read: {error}") from None
     if not words:
         raise ValueError("--command is empty: say what is to run when the alias moves")
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import config, storage
-from sana_sprint.registry import history, trust
+from sana_sprint.registry import file_kinds, history, measured, trust
 from sana_sprint.registry.register import ELSEWHERE, Student
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from sana_sprint.config import PartLicences, Sampling
 
 PIPELINE = "SanaSprintPipeline"
+WEIGHED, OTHERS = ("text_encoder", "transformer", "vae"), ("scheduler", "tokenizer")  # its parts
 NO_SCORES: dict[str, Any] = {"protocol": {}, "protocol_digest": "not scored", "scores": {}}
 
 
@@ -38,14 +40,30 @@ def student(
     index = storage.read_json(folder / "model_index.json")
     if index.get("_class_name") != PIPELINE:
         raise ValueError(f"{folder}/model_index.json: a {index.get('_class_name')}, and {PIPELINE} is asked for")
+    if missing := list(absent(folder, index)):
+        raise ValueError(f"{folder}: {'; '.join(missing)}; download or save the whole pipeline")
     how = sampling(folder, default)
     evaluation = storage.read_json(scores) if scores else NO_SCORES
-    absent = [key for key in ("protocol", "protocol_digest", "scores") if key not in evaluation]
-    if absent:
-        raise ValueError(f"{scores}: keys {absent} are missing; name evaluate's JSON, or leave --scores out")
+    lacks = [key for key in ("protocol", "protocol_digest", "scores") if key not in evaluation]
+    if lacks:
+        raise ValueError(f"{scores}: keys {lacks} are missing; name evaluate's JSON, or leave --scores out")
+    if scores:
+        measured.checked_protocol(evaluation, scores)
     evaluation = {"size": ELSEWHERE, "times": how["times"]} | evaluation
     made = {"made": ELSEWHERE, "registered_by": history.who()}
     return Student(folder, name, evaluation, scores, how, licence, description, made, {}, link, parts)
+
+
+def absent(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
+    """Yields in words what a pipeline lacks to be loaded: parts, and weights of networks."""
+    for part in (*WEIGHED, *OTHERS):
+        place = folder / part
+        if None in (index.get(part) or [None]):
+            yield f"model_index.json names no {part}"
+        elif not place.is_dir():
+            yield f"no folder {part}"
+        elif part in WEIGHED and not any(place.glob(f"*{file_kinds.WEIGHTS}")):
+            yield f"no weights in {part}"
 
 
 def part_licences(told: list[str]) -> config.PartLicences:

@@ -60,14 +60,20 @@ def gates(version: ModelVersion, champion: ModelVersion | None, rules: Policy, f
     judged = version.tags.get(measured.JUDGE, "")
     asked = {str(kind): entry for kind, entry in rules.judges.items()}.get(judged)
     if asked is None:
-        told = f"was judged by '{judged}'" if judged else f"has no tag '{measured.JUDGE}'"
-        known = ", ".join(rules.judges)
-        raise ValueError(f"{version.name} version {version.version} {told}; mlflow/promotion.yaml has: {known}")
+        return [*_of_itself(version, rules, fault), _unjudged(version, judged, rules)]
     mine = measured.own(version.tags)
     found = [*_of_itself(version, rules, fault), *_bounds(version, mine, asked), *_ceilings(version, mine, asked)]
     if champion is not None:
         found += _against(version, champion, asked.champion)
     return found
+
+
+def _unjudged(version: ModelVersion, judged: str, rules: Policy) -> Gate:
+    """Returns the gate of a judge that the policy does not know: without it no score can be held to anything."""
+    asked = f"one of {', '.join(rules.judges)}"
+    if not judged:
+        return unread("judge", version, measured.JUDGE, asked)
+    return Gate("judge", judged, asked, "unread", "mlflow/promotion.yaml asks nothing of it: add it there")
 
 
 def steps_told(number: str) -> str:
@@ -121,7 +127,7 @@ def _bounds(version: ModelVersion, mine: Measurement, asked: Judged) -> Iterator
                 name, at = f"{key} at {steps_told(steps)}", f"{sign} {bound:.3f}"
                 pair = mine.score("student", steps, key)
                 yield (
-                    _unscored(name, version, at)
+                    _unscored(name, version, at, key)
                     if pair is None
                     else Gate(name, told(pair), at, _outcome(within(pair[0], bound)))
                 )
@@ -130,17 +136,18 @@ def _bounds(version: ModelVersion, mine: Measurement, asked: Judged) -> Iterator
             name = f"{key} at {steps_told(steps)}"
             pair, other = (mine.score(who, steps, key) for who in ("student", "undistilled"))
             if pair is None or other is None:
-                yield _unscored(name, version, "a score of student and undistilled")
+                yield _unscored(name, version, "a score of student and undistilled", key)
             else:
                 yield Gate(name, told(pair), f"> {other[0]:.3f}, undistilled", _outcome(pair[0] > other[0]))
 
 
-def _unscored(name: str, version: ModelVersion, bound: str) -> Gate:
+def _unscored(name: str, version: ModelVersion, bound: str, key: str) -> Gate:
     """Returns the gate of a score that a version lacks."""
-    if measured.SCORES not in version.tags:
-        return unread(name, version, measured.SCORES, bound)
+    tag = measured.PUBLIC if "/" in key else measured.SCORES
+    if tag not in version.tags:
+        return unread(name, version, tag, bound)
     remedy = "evaluate did not give it: correct the name in mlflow/promotion.yaml, or evaluate the version again"
-    return Gate(name, f"not in tag '{measured.SCORES}' of version {version.version}", bound, "unread", remedy)
+    return Gate(name, f"not in tag '{tag}' of version {version.version}", bound, "unread", remedy)
 
 
 def _ceilings(version: ModelVersion, mine: Measurement, asked: Judged) -> Iterator[Gate]:
@@ -197,9 +204,20 @@ def _metrics(
         name = f"{key} at {steps_told(steps)}"
         pairs = [one.score("student", steps, key) for one in both]
         if pairs[0] is None or pairs[1] is None:
-            yield _unscored(name, version if pairs[0] is None else champion, "a score of both")
+            yield _unscored(name, version if pairs[0] is None else champion, "a score of both", key)
+        elif other := _of_another_protocol(name, both, steps, key):
+            yield other
         else:
             yield compared(name, pairs[0], pairs[1], margin.margin_se, margin.better)
+
+
+def _of_another_protocol(name: str, both: tuple[Measurement, Measurement], steps: str, key: str) -> Gate | None:
+    """Returns the gate of public scores that do not compare, since they were taken under two protocols; or None."""
+    mine, its = (one.under(key.partition("/")[0], steps).get("digest") for one in both)
+    if mine == its:
+        return None
+    value, bound = f"protocol digest {mine or 'none':.12}", f"{its or 'none':.12}, the champion's"
+    return Gate(name, value, bound, "fails", "evaluate both under one file of profiles/protocols")
 
 
 def compared(name: str, mine: Pair, its: Pair, margin_se: float, better: str = "higher") -> Gate:
@@ -221,7 +239,7 @@ def _tasks(
     margin_se: float,
 ) -> Iterator[Gate]:
     """Yields a gate for every task that either of the two has."""
-    mine, its = (one.tasks.get(steps) if one.tasks is not None else None for one in both)
+    mine, its = (one.tasks_at(steps) for one in both)
     if mine is None or its is None:
         who = version if mine is None else champion
         remedy = "" if mine is None else "`--reevaluate` writes it, as does registering it again"
@@ -230,7 +248,7 @@ def _tasks(
     for task in sorted({*mine, *its}):
         name = f"{task} at {steps_told(steps)}"
         if task in mine and task in its:
-            yield compared(name, mine[task], its[task], margin_se)
+            yield _of_another_protocol(name, both, steps, task) or compared(name, mine[task], its[task], margin_se)
         else:
             lacks = version if task not in mine else champion
             value = f"not in tag '{measured.TASKS}' of version {lacks.version}"

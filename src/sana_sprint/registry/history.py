@@ -14,17 +14,21 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import socket
 import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from sana_sprint import config
 from sana_sprint.registry import lineage, packed, versions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -128,6 +132,13 @@ class Chain:
         return before + [entry.public() for entry in self.entries if entry.valid]
 
 
+def told_whole(event: Mapping[str, Any]) -> bool:
+    """Tells whether what `Entry.public` told of an entry still has the digest that stands in it, wherever it went."""
+    beside = ("entry", "digest", "void", "store")
+    text = packed.text({"format": FORMAT} | {key: value for key, value in event.items() if key not in beside})
+    return hashlib.sha256(text.encode()).hexdigest() == event.get("digest")
+
+
 def line(content: dict[str, Any]) -> str:
     """Returns the content of an entry in one line."""
     moved = f"{content.get('from') or 'none'} -> {content.get('to') or 'none'}"
@@ -135,11 +146,14 @@ def line(content: dict[str, Any]) -> str:
 
 
 def who() -> str:
-    """Returns who is at work: the user that MLflow logs in, by MLFLOW_TRACKING_USERNAME or ~/.mlflow/credentials, else
-    user@host of the system."""
+    """Returns who is at work: the user whom requests logs in, by the server's address, else by
+    MLFLOW_TRACKING_USERNAME or ~/.mlflow/credentials; without one user@host of the system."""
     from mlflow.utils.credentials import read_mlflow_creds
 
-    return (read_mlflow_creds().username or "").strip() or f"{getpass.getuser()}@{socket.gethostname()}"
+    address = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
+    of_address = unquote(address.username or "") if address.scheme in ("http", "https") else ""
+    of_mlflow = (read_mlflow_creds().username or "").strip()
+    return of_address or of_mlflow or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def now() -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TAG_LENGTH_MAX = 5000
 DIGEST, JUDGE, SCORES, TASKS = "protocol_digest", "judged_by", "scores", "task_scores"
+PUBLIC = "public_scores"  # by protocol of profiles/protocols and step count: its digest, scores, tasks
 LATENCY, MACHINE, BYTES = "latency_p50_s", "machine", "folder_bytes"
 CARD, FILES, LICENCE, WEIGHTS = "card_fields", "folder_digest", "licence", "weights_digest"
 REEVALUATION = "reevaluation."  # and the first 16 digits of the protocol's digest
@@ -25,12 +26,26 @@ MACHINE_KEYS = ("cpu", "cores", "threads", "gpu", "torch")
 Pair = tuple[float, float]
 
 
-def judged_by(student: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns how evaluate judged, as mlflow/promotion.yaml names it: scenes, classes or none."""
+def judged_by(
+    student: Mapping[str, Mapping[str, Any]], protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> str:
+    """Returns how evaluate judged, as mlflow/promotion.yaml names it: scenes, classes, geneval where public GenEval
+    alone tells right from wrong, or none."""
     first = next(iter(student.values()), {})
     if "overall" not in first:
-        return "none"
+        public = any("overall" in one["scores"] for by_steps in protocols.values() for one in by_steps.values())
+        return "geneval" if public else "none"
     return "scenes" if "fid_scene_clip" in first else "classes"
+
+
+def checked_protocol(evaluation: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError where evaluate's JSON has another digest than that of the protocol in it."""
+    told, found = evaluation["protocol_digest"], storage.digest_of(evaluation["protocol"])
+    if told != found:
+        raise ValueError(
+            f"{path}: protocol_digest is {told:.12}, that of the protocol in it {found:.12}: the file was changed, or "
+            "is none of evaluate's; run `dvc repro evaluate` again"
+        )
 
 
 def _pairs(scores: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -49,20 +64,32 @@ def score_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
     return {
         "size": evaluation["size"],
         DIGEST: evaluation["protocol_digest"],
-        JUDGE: judged_by(evaluation["scores"].get("student", {})),
+        JUDGE: judged_by(evaluation["scores"].get("student", {}), evaluation.get("protocols", {})),
         SCORES: compact(evaluation["scores"]),
     }
 
 
 def detail_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the tags of the student's tasks by step count, its median time of a picture, and the machine that took
-    it."""
+    """Returns the tags of the student's tasks by step count, its median time of a picture, the machine that took it,
+    and its scores under public protocols."""
     student = evaluation["scores"].get("student", {})
     tasks = {steps: _pairs(at["tasks"]) for steps, at in student.items() if "tasks" in at}
     timed = evaluation.get("latency", {}).get("student", {})
     times = {steps: at["p50_s"] for steps, at in timed.items() if "p50_s" in at}
     machine = {key: evaluation.get("machine", {}).get(key) for key in MACHINE_KEYS}
-    return packed.pack(TASKS, tasks) | packed.pack(LATENCY, times) | packed.pack(MACHINE, machine)
+    public = {
+        name: {
+            steps: {
+                "digest": one["protocol_digest"],
+                "scores": _pairs(one["scores"]),
+                "tasks": _pairs(one["scores"].get("tasks", {})),
+            }
+            for steps, one in by_steps.items()
+        }
+        for name, by_steps in evaluation.get("protocols", {}).items()
+    }
+    found = packed.pack(TASKS, tasks) | packed.pack(LATENCY, times) | packed.pack(MACHINE, machine)
+    return found | (packed.pack(PUBLIC, public) if public else {})
 
 
 def folder_tags(folder: Path) -> dict[str, str]:
@@ -89,23 +116,40 @@ def card_fields(text: str) -> list[str]:
 @dataclass(frozen=True)
 class Measurement:
     """One evaluation of a version: scores by network, steps and name as (value, se), the student's tasks by steps, its
-    p50 seconds by steps and the machine; None for what was not recorded."""
+    p50 seconds by steps, the machine, and what public protocols gave the student; None for what was not recorded. A
+    public score is called `<protocol>/<score>`."""
 
     digest: str
     scores: dict[str, dict[str, dict[str, Pair]]] | None
     tasks: dict[str, dict[str, Pair]] | None
     times: dict[str, float] | None
     machine: dict[str, Any] | None
+    public: dict[str, dict[str, dict[str, Any]]] | None
 
     def score(self, who: str, steps: str, key: str) -> Pair | None:
         """Returns value and standard error of a score, or None."""
-        found = (self.scores or {}).get(who, {}).get(steps, {}).get(key)
+        protocol, public, name = key.partition("/")
+        if public:
+            found = self.under(protocol, steps).get("scores", {}).get(name) if who == "student" else None
+        else:
+            found = (self.scores or {}).get(who, {}).get(steps, {}).get(key)
         return (float(found[0]), float(found[1])) if found else None
+
+    def tasks_at(self, steps: str) -> dict[str, Pair] | None:
+        """Returns the student's tasks, public ones among them, or None where there are none."""
+        found = dict((self.tasks or {}).get(steps, {}))
+        for protocol in self.public or {}:
+            found |= {f"{protocol}/{task}": pair for task, pair in self.under(protocol, steps).get("tasks", {}).items()}
+        return found or None
+
+    def under(self, protocol: str, steps: str) -> dict[str, Any]:
+        """Returns what a public protocol gave: digest, scores and tasks; {} where it gave nothing."""
+        return (self.public or {}).get(protocol, {}).get(steps, {})
 
 
 def _read(tags: Mapping[str, str]) -> Measurement:
-    found = {key: packed.unpack(tags, key) for key in (SCORES, TASKS, LATENCY, MACHINE)}
-    return Measurement(tags.get(DIGEST, "none"), *(found[key] for key in (SCORES, TASKS, LATENCY, MACHINE)))
+    found = (packed.unpack(tags, key) for key in (SCORES, TASKS, LATENCY, MACHINE, PUBLIC))
+    return Measurement(tags.get(DIGEST, "none"), *found)
 
 
 def own(tags: Mapping[str, str]) -> Measurement:
@@ -118,7 +162,8 @@ def under(tags: Mapping[str, str], digest: str) -> Measurement | None:
     none."""
     again = packed.unpack(tags, f"{REEVALUATION}{digest[:16]}")
     if again is not None and again["tags"].get(DIGEST) == digest:
-        return _read(again["tags"])
+        public = {key: text for key, text in tags.items() if key.startswith(PUBLIC)}  # which no re-evaluation changes
+        return _read(public | again["tags"])
     return _read(tags) if tags.get(DIGEST) == digest else None
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STEPS = Literal["1", "2", "3", "4"]
-JUDGES = Literal["scenes", "classes", "none"]
+JUDGES = Literal["scenes", "classes", "geneval", "none"]
 
 
 class Margin(config.Section):

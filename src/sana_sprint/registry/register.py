@@ -82,6 +82,7 @@ def _checked(student: Path, scores: Path) -> tuple[dict[str, Any], dict[str, Any
     absent = [key for key in ("protocol", "protocol_digest", "size", "times", "scores") if key not in evaluation]
     if absent:
         raise ValueError(f"{scores}: keys {absent} are missing; run `dvc repro evaluate` again")
+    measured.checked_protocol(evaluation, scores)
     if not (student / "model_index.json").is_file():
         raise ValueError(f"{student}: no model_index.json, so no diffusers pipeline; run `dvc repro distill` again")
     return evaluation, sampling | {"times": evaluation["times"]}

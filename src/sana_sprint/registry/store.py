@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FOLDER = Path("data/mlflow")
 T = TypeVar("T")
 PROBE_TIMEOUT_S = 5.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of schemes without one
 WAIT_DEFAULT_S = 120.0  # SANA_SPRINT_TRACKING_WAIT_S
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 15.0
 QUIET = {
@@ -68,10 +69,11 @@ def unreachable(uri: str, reason: object) -> ValueError:
         told = "401, not authenticated" if _status(reason) == 401 else f"{one_line(reason):.200}"
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may"
         return ValueError(f"tracking server {shown(uri)} cannot be used ({told}): {why}: {remedy}")
+    what = "that its folder can be written" if uri.startswith("sqlite") else "its address"
     remedy = (
         "start it with `make ui` or check the address, or unset MLFLOW_TRACKING_URI to use data/mlflow"
         if uri.startswith("http")
-        else "check that its folder can be written, or set MLFLOW_TRACKING_URI to another store"
+        else f"check {what}, or set MLFLOW_TRACKING_URI to another store"
     )
     return kind(f"tracking server {shown(uri)} cannot be used ({one_line(reason):.300}): {remedy}")
 
@@ -143,12 +145,13 @@ def one_line(message: object) -> str:
 
 
 def _probe(uri: str) -> None:
-    """Raises ValueError when nobody listens at an http(s) address; MLflow's own retries take minutes."""
+    """Raises ValueError when nobody listens at the address of a server or a database; MLflow's retries take minutes."""
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
+    usual = PORTS.get(parts.scheme.partition("+")[0])
+    if usual is None or (parts.hostname is None and not uri.startswith("http")):  # a database by its socket
         return
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        port = parts.port or usual
         socket.create_connection((parts.hostname or "", port), timeout=PROBE_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise unreachable(uri, error) from None
@@ -171,6 +174,7 @@ def client(uri: str) -> MlflowClient:
 
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -178,9 +182,15 @@ def client(uri: str) -> MlflowClient:
     try:
         made = MlflowClient(tracking_uri=uri)
         made.get_experiment_by_name("Default")
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, ImportError) as error:  # the last: a database without its driver
         raise unreachable(uri, error) from None
     return made
+
+
+def absent(uri: str) -> Path | None:
+    """Returns the file of a sqlite store that is not there, None for any other store."""
+    place = Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    return None if place is None or place.exists() else place
 
 
 def artifact_root(uri: str) -> Path:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sana_sprint import storage
+from sana_sprint import config, storage
 from sana_sprint.registry import (
     digests,
     history,
@@ -80,10 +80,14 @@ def transfer(
     the same digests are not copied twice. The version there gets `alias`. Raises ValueError naming what is missing or
     was not copied whole.
     """
-    if alias == versions.CHAMPION:
-        raise ValueError("a transfer does not make a champion: `sana-sprint promote` there judges the version")
+    if alias in (versions.CHAMPION, versions.PREVIOUS):
+        raise ValueError(f"a transfer does not set '{alias}': `sana-sprint promote` there judges the version")
+    try:
+        called = None if name is None else config.registrable(name)
+    except ValueError as error:
+        raise ValueError(f"--name {name!r}: {error}") from None
     version = versions.resolve(source, uri)  # before the other store is opened, or made
-    called, sent = name or version.name, _sent(source, version)
+    called, sent = called or version.name, _sent(source, version)
     with target.spoken_to(to):
         there = store.client(to)
         known = existing(there, called, version)

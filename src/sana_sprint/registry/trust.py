@@ -32,12 +32,13 @@ IMPORTS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}  # what a p
 OPENED = ("python_model", "data", "model_path", "code")  # keys of a flavour: MLflow opens them below the folder
 
 
-def check(folder: Path, called: str | None = None, without: str | None = None) -> None:
+def check(folder: Path, called: str | None = None, without: str | None = None, *, registered: bool = False) -> None:
     """Raises ValueError naming every file of a folder that must not be there: links, what may run when it is loaded,
     files over SANA_SPRINT_MODEL_FILE_MAX_MB (10^6 bytes), kinds of files that no model of ours has, and files that are
-    not what their names say. What is called `without` in it is passed over."""
+    not what their names say. What is called `without` in it is passed over. A `registered` model holds the
+    code of mlflow/ beside its pipeline, which is held to its digest."""
     found = [path for path in entries(folder) if path.relative_to(folder).parts[0] != without]
-    if faults := [f"{path.relative_to(folder)}: {why}" for path in found if (why := fault(path, folder))]:
+    if faults := [f"{path.relative_to(folder)}: {why}" for path in found if (why := fault(path, folder, registered))]:
         raise refusal(faults, called or str(folder))
 
 
@@ -69,7 +70,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def fault(path: Path, folder: Path) -> str | None:
+def fault(path: Path, folder: Path, registered: bool) -> str | None:
     """Returns why a file must not be there, or None."""
     about = path.lstat()
     if stat.S_ISLNK(about.st_mode):
@@ -80,7 +81,7 @@ def fault(path: Path, folder: Path) -> str | None:
         return too_big
     if pickled(path):
         return "holds pickle, which runs code when it is read"
-    if own_code(path.relative_to(folder)):
+    if registered and own_code(path.relative_to(folder)):
         return None
     return file_kinds.fault(path) or (model_file(path) if path.name == "MLmodel" else None)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,22 +107,28 @@ def root(server: MlflowClient, version: ModelVersion) -> str:
 
 
 def fault(server: MlflowClient, version: ModelVersion) -> str | None:
-    """Returns in words why a version's pipeline folder cannot be used, or None when its files are there."""
-    from mlflow.artifacts import list_artifacts
+    """Returns in words why a version's files cannot be used, or None when the store lists all that were registered."""
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    place = f"{root(server, version)}/{PIPELINE}"
+    place = root(server, version)
     try:
-        names = {file.path.rpartition("/")[2] for file in list_artifacts(place, tracking_uri=server.tracking_uri)}
+        there = get_artifact_repository(place, tracking_uri=server.tracking_uri)
+        names = {file.path for file in _files(there, None)}
     except (MlflowException, OSError) as error:
         return f"{store.shown(place)}: {store.one_line(error):.{FAULT_LENGTH_MAX}}"
-    return None if "model_index.json" in names else f"{store.shown(place)}: no model_index.json there"
+    index = f"{PIPELINE}/model_index.json"
+    if index not in names:
+        return f"{store.shown(place)}/{PIPELINE}: no model_index.json there"
+    gone = [f"no {name} there" for name in sorted(digests.listed(version.tags).keys() - names)]
+    return f"{store.shown(place)}: {digests.told(gone)}" if gone else None
 
 
 def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = None, scores: bool = False) -> Path:
-    """Returns the folder of a version's model, downloaded below `place`; where it lies on a disk of this machine it is
-    read in place when `place` is None. Raises ValueError when its files are gone, and naming those that must not be in
-    a model or are not as they were registered; with `scores` evaluate's JSON counts too."""
+    """Returns the folder of a version's model, downloaded below `place`. When that is None, one on a disk of this
+    machine is read where it lies, any other goes to a folder that is removed when this process ends. Raises ValueError
+    when its files are gone, and naming those that must not be in a model or are not as they were registered; with
+    `scores` evaluate's JSON counts too."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -127,21 +136,30 @@ def fetched(server: MlflowClient, version: ModelVersion, place: Path | None = No
     gone = fault(server, version)
     if gone is not None:
         raise ValueError(f"{called}: its files are gone ({gone})")
+    disk = shared_files.local(address)
+    if place is None and disk is None:
+        place = _of_this_process()
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
-    disk = shared_files.local(address)
     try:
-        _check_stored(server, address, called) if disk is None else trust.check(disk, called)
+        _check_stored(server, address, called) if disk is None else trust.check(disk, called, registered=True)
         below = None if place is None else str(place)
         path = Path(download_artifacts(address, dst_path=below, tracking_uri=server.tracking_uri))
     except (MlflowException, OSError) as error:
         reason = f"{store.one_line(error):.{FAULT_LENGTH_MAX}}"
         raise ValueError(f"{called}: its files cannot be read ({reason})") from None
     if disk is None:
-        trust.check(path, called)
+        trust.check(path, called, registered=True)
     if changed := digests.faults(path, version.tags, disk is not None, scores):
         raise ValueError(f"{called}: its files are not as they were registered: {digests.told(changed)}")
     return path
+
+
+def _of_this_process() -> Path:
+    """Returns a new folder that is removed when the process ends."""
+    made = Path(tempfile.mkdtemp(prefix="sana-sprint-version-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _check_stored(server: MlflowClient, address: str, called: str) -> None:

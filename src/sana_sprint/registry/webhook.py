@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import hmac
 import os
@@ -31,14 +32,18 @@ def secret() -> str:
     found = os.environ.get(SECRET, "").strip()
     if not found:
         raise ValueError(f"{SECRET} is not set: the receiver tells our messages from others' by a secret of both")
+    key(found)
     return found
 
 
 def key(shared: str) -> bytes:
-    """Returns the key of a secret: base64 after `whsec_`, else its characters."""
-    if shared.startswith(PREFIX):
-        return base64.b64decode(shared.removeprefix(PREFIX))
-    return shared.encode()
+    """Returns the key of a secret: base64 after `whsec_`, else its characters. Raises ValueError where it is none."""
+    if not shared.startswith(PREFIX):
+        return shared.encode()
+    try:
+        return base64.b64decode(shared.removeprefix(PREFIX), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{SECRET}: what follows {PREFIX} must be base64 ({error})") from None
 
 
 def signature(shared: str, message_id: str, timestamp: str, body: bytes) -> str:
