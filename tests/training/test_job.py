@@ -8,10 +8,15 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+import tiny
+import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 
 from sana_sprint import storage
-from sana_sprint.training import checkpoints, grids
+from sana_sprint.data.loader import Latents
+from sana_sprint.models import networks
+from sana_sprint.training import checkpoints, distill, draws, grids, sharding
 from tests.training.small_job import changed, fit
 
 
@@ -201,6 +206,34 @@ def test_a_disk_too_full_for_the_last_checkpoint_ends_the_run_and_leaves_the_one
         fit(inputs.job(tmp_path, made.params, scorer=at_the_grid(lambda: limit(20_000))))
     assert [path.name for path in made.checkpoints.iterdir()] == ["step-0000002"]
     assert checkpoints.newest(made.checkpoints, made.key).name == "step-0000002"
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """A group of workers of which this process is the only one."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_a_disk_too_full_for_a_shard_is_an_oserror_and_the_next_write_is_whole(
+    latents_folder, distill_params, tmp_path, mesh
+):
+    """What torch.distributed.checkpoint raises is a BaseException, which would end the run."""
+    teacher, null = tiny.transformer(), networks.Text(*Latents(latents_folder, "train").null)
+    student, share = networks.embed_guidance(teacher), draws.Share(0, 1)
+    module = distill.Distillation(student, teacher, null, distill_params, 0.5, share)
+    sharding.shard(module, mesh)
+    optimizers = module.configure_optimizers()
+    folder = tmp_path / "checkpoints"
+    with limited_files() as limit:
+        limit(20_000)
+        with pytest.raises(OSError, match=r"checkpoints/.*shards: .*File too large"):
+            sharding.write(folder, module, optimizers)
+    (whole,) = sharding.write(folder, module, optimizers).glob("*.safetensors")
+    wanted = {key.removeprefix("student."): value for key, value in load_file(whole).items()}
+    for name, weight in module.student.state_dict().items():
+        assert sharding.whole(weight).equal(wanted[name])
 
 
 def test_the_weights_of_a_checkpoint_are_safetensors_that_fit_the_pipeline(inputs, stopping, tmp_path):
