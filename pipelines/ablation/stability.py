@@ -2,8 +2,9 @@
 -> data/reports/stability/{curves.json, table.md, gradients.png, fine_tunes.png, staged.png, index.html}.
 
 Short fine-tunes with time as 1000 t or t, with QK-norm or without, and sCM from each with its gradient norms
-(arXiv:2503.09641, section 3.1); then the fine-tune of all layers together beside that of the time embedding first. All
-at raised learning rates too, at which a small network shows what a large one shows at its own (arXiv:2309.14322)."""
+(arXiv:2503.09641, section 3.1); then the fine-tune of all layers together beside that of the time embedding first,
+whose other layers meet the full rate as they join, or are warmed up as all layers are at the start. All at raised
+learning rates too, at which a small network shows what a large one shows at its own (arXiv:2309.14322)."""
 
 import math
 import statistics
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 OUT = Path("data/reports/stability")
 Curves = dict[str, Any]  # metric to [step, value] of every step
 SCM = ("student/grad_norm", "student/tangent_norm")
+STAGED = {  # share of the steps in which the time embedding moves alone, whether the join has a warm-up
+    "all layers together": (0.0, False),
+    "time embedding first": (0.5, False),
+    "time embedding first, join warmed up": (0.5, True),
+}
 MEASURES: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "largest": max}
 
 
@@ -45,12 +51,7 @@ def main() -> None:
             params = short(teacher, wanted["fine_tune_steps"], constant(teacher.flow.optimizer, rate, math.inf))
             _, tunes[told] = fine_tuned(variant(base, time, norm), data, params, 0, told)
             gradients[told] = distilled(tuned, time, data, unclipped(rate, wanted["scm_iterations"]), sigma_d, told)
-    stages, half = {}, wanted["staged_steps"] // 2
-    for rate in wanted["staged_rates"]:
-        params = short(teacher, wanted["staged_steps"], constant(teacher.flow.optimizer, rate))
-        for name, alone in (("all layers together", 0), ("time embedding first", half)):
-            told = f"{name}, rate x {rate}"
-            _, stages[told] = fine_tuned(variant(base, 1, True), data, params, alone, told)
+    stages = staged(base, data, teacher, wanted["staged_steps"], wanted["staged_rates"])
     storage.write_json(OUT / "curves.json", {"scm": gradients, "fine_tune": tunes, "staged": stages})
     page = table(gradients, tunes, stages)
     storage.write_text(OUT / "table.md", page)
@@ -60,11 +61,24 @@ def main() -> None:
     words = (
         "Short fine-tunes of the base model and sCM from each: time as 1000 t or t, with QK-norm or without, at the "
         "profile's learning rate and above it, without clipping. Then the fine-tune whose time embedding moves alone "
-        "for half of the steps, beside that of all layers."
+        "for half of the steps, its other layers joining at the full rate or by a warm-up, beside that of all layers."
     )
     shown = [OUT / f"{name}.png" for name in ("gradients", "fine_tunes", "staged")]
     pages.write_experiment(OUT / "index.html", "Stability", words, page, shown)
     print(page)
+
+
+def staged(
+    base: "SanaTransformer2DModel", data: "Latents", teacher: config.Teacher, steps: int, rates: list[float]
+) -> dict[str, Curves]:
+    """Returns the curves of the fine-tunes in one stage and in two, by name, at each factor on the rate."""
+    found = {}
+    for rate in rates:
+        params = short(teacher, steps, constant(teacher.flow.optimizer, rate))
+        for name, (alone, warm) in STAGED.items():
+            told = f"{name}, rate x {rate}"
+            _, found[told] = fine_tuned(variant(base, 1, True), data, params, int(alone * steps), told, warm)
+    return found
 
 
 def unclipped(rate: float, iterations: int) -> config.Distill:
@@ -99,26 +113,39 @@ def variant(base: "SanaTransformer2DModel", time: float, qk_norm: bool) -> "Sana
 
 
 def fine_tuned(
-    network: "SanaTransformer2DModel", data: "Latents", params: config.Teacher, alone: int, name: str
+    network: "SanaTransformer2DModel",
+    data: "Latents",
+    params: config.Teacher,
+    alone: int,
+    name: str,
+    warm_join: bool = False,
 ) -> tuple["SanaTransformer2DModel", dict[str, Any]]:
-    """Returns the average of a fine-tune and its curves; in the first `alone` steps only the time embedding moves. One
-    that diverges ends at that step, which is None in its curves."""
+    """Returns the average of a fine-tune and its curves; in the first `alone` steps only the time embedding moves. The
+    layers that join then have no moments yet, as at a start; `warm_join` warms all up once more. One that diverges ends
+    at that step, which is None in its curves."""
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
     from sana_sprint.models.networks import Text
-    from sana_sprint.training import callbacks, draws, flow
+    from sana_sprint.training import callbacks, draws, flow, optim
 
     def freeze(_trainer: "L.Trainer", module: Any, _batch: Any, index: int) -> None:
         module.transformer.requires_grad_(index >= alone)
         module.transformer.time_embed.requires_grad_(True)
 
+    def warm_up(trainer: "L.Trainer", _module: Any, optimizer: Any) -> None:
+        since = trainer.global_step - alone
+        if warm_join and since >= 0:
+            for group in optimizer.param_groups:
+                group["lr"] *= optim.lr_scale(since, params.flow.steps, params.flow.optimizer.warmup_steps, 0.0)
+
     torch.manual_seed(params.seed)
     module = flow.FlowTraining(network.train(), Text(*data.null), params.flow, params.seed)
     batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
     curves, watch = kept()
+    stage = LambdaCallback(on_train_batch_start=freeze, on_before_optimizer_step=warm_up)
     try:
-        flow.fit(module, batches, params.flow.steps, [LambdaCallback(on_train_batch_start=freeze), watch], name)
+        flow.fit(module, batches, params.flow.steps, [stage, watch], name)
     except callbacks.NotFinite as error:
         print(f"{name}: {error}", flush=True)
         for series in curves.values():

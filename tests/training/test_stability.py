@@ -65,6 +65,30 @@ def test_the_time_embedding_moves_alone_at_first(stability, base, teacher, laten
     assert not made.proj_out.weight.equal(before["proj_out.weight"])
 
 
+def test_layers_that_join_meet_the_full_rate_or_a_warm_up_of_their_own(stability, base, teacher, latents_folder):
+    """AdamW's first step is as long as the rate, for every weight."""
+    data, moved = Latents(latents_folder, "train"), {}
+    plain = teacher.flow.optimizer.model_copy(update={"warmup_steps": 2, "decay_share": 0.0, "weight_decay": 0.0})
+    for warm in (False, True):
+        made = stability.variant(base, 1, True)
+        before = made.proj_out.weight.clone()
+        stability.fine_tuned(made, data, stability.short(teacher, 3, plain), 2, "joined for a step", warm)
+        moved[warm] = (made.proj_out.weight - before).abs().median().item()
+    assert moved == pytest.approx({False: plain.lr, True: plain.lr / 2}, rel=1e-2)
+
+
+def test_the_staged_fine_tune_stands_beside_that_of_all_layers_and_one_whose_join_is_warmed_up(
+    stability, base, teacher, latents_folder
+):
+    curves = stability.staged(base, Latents(latents_folder, "train"), teacher, 4, [1, 4])
+    assert list(curves) == [f"{name}, rate x {rate}" for rate in (1, 4) for name in stability.STAGED]
+    first = {name: curves[f"{name}, rate x 4"]["loss"] for name in stability.STAGED}
+    together, unwarmed, warmed = first.values()
+    assert unwarmed[:3] == warmed[:3]  # two steps alone; the third loss is before the first joined step
+    assert unwarmed[3] != warmed[3]
+    assert together[1] != unwarmed[1]
+
+
 def test_scm_from_each_teacher_leaves_its_gradient_norms(stability, base, teacher, latents_folder, distill_params):
     data, params = Latents(latents_folder, "train"), distill_params.model_copy(update={"recipe": "scm"})
     gradients = {}
