@@ -25,7 +25,6 @@ from tests.training import small_job
 from tests.training.small_job import changed, fit
 
 ONE = draws.Share(0, 1)
-SHIPPED = config.parse(config.Distill, "distill", Path("profiles/demo.yaml")).health
 WATCHED = {
     *(f"student/{name}" for name in ("scm", "ladd", "tangent_norm", "logvar", "r", "sample_std", "drift")),
     *(f"heads/{name}" for name in ("hinge", "real", "fake", "misaligned", "accuracy")),
@@ -120,8 +119,8 @@ def test_weights_that_blow_up_are_laid_to_the_student_and_not_to_the_heads_that_
         fit(inputs.job(tmp_path, params))
 
 
-def with_time_times(scale, latents_folder, params, metric="student/grad_norm"):
-    """A run whose student sees `scale` t, and its norms."""
+def with_time_times(scale, latents_folder, params):
+    """A run whose student sees `scale` t, and its gradient norms."""
     teacher = tiny.transformer()
     null = Text(*Latents(latents_folder, "train").null)
     module = distill.Distillation(networks.embed_guidance(teacher), teacher, null, params, small_job.SIGMA_D, ONE)
@@ -130,7 +129,7 @@ def with_time_times(scale, latents_folder, params, metric="student/grad_norm"):
 
     class Norms(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            norms.append(float(trainer.callback_metrics[metric]))
+            norms.append(float(trainer.callback_metrics["student/grad_norm"]))
 
     data = batches.Pairs(Latents(latents_folder, "train"), params.global_batch, params.seed, params.iterations, ONE)
     callbacks.quiet()
@@ -158,26 +157,6 @@ def test_time_that_reaches_the_student_as_1000_t_shows_in_the_gradient_norm(late
     assert min(norms[-4:]) > limit
 
 
-def test_time_that_reaches_the_student_as_1000_t_shows_in_the_tangent_norm(latents_folder, distill_params):
-    """At the learning rate of the profile, where the gradient norm of a small network does not tell."""
-    params = changed(distill_params, recipe="scm", iterations=24, health__tangent_norm_max=None)
-    norms, run = with_time_times(1, latents_folder, params, "student/tangent_norm")
-    run()
-    limit = 3 * max(norms)
-    params = changed(params, health__tangent_norm_max=limit)
-    norms, run = with_time_times(1000, latents_folder, params, "student/tangent_norm")
-    with pytest.raises(health.Ill, match=r"student/tangent_norm stays above .* for 4 iterations .* time .* as 1000 t"):
-        run()
-    assert min(norms[-4:]) > limit
-
-
-def test_a_run_says_once_that_a_norm_over_the_batch_hides_heads_that_lose(inputs, distill_params, tmp_path, capsys):
-    told = "heads' accuracy is about 0.5 also when they lose"
-    for norm in ("batch", "layer"):
-        fit(inputs.job(tmp_path / norm, changed(distill_params, iterations=2, heads__norm=norm)))
-        assert capsys.readouterr().out.count(told) == (norm == "batch")
-
-
 def test_latents_that_are_not_finite_are_named_by_row_and_no_return_is_tried(
     inputs, latents_folder, distill_params, tmp_path, capsys
 ):
@@ -202,7 +181,7 @@ def test_one_prompt_and_picture_over_and_over_collapse_the_grid(
     teacher = flow.FlowTraining(tiny.transformer().train(), Text(*data.null), params, 0)
     flow.fit(teacher, draws.Batches(data, 8, 0, 200, ONE), 200, [], "teacher")
     inputs = small_job.Inputs.make(tmp_path / "inputs", folder, sprint_folder / "vae", teacher.averaged.eval())
-    params = changed(distill_params, grid_every=4, health__diversity_min=SHIPPED.diversity_min, health__returns_max=0)
+    params = changed(distill_params, grid_every=4, health__diversity_min=0.3, health__returns_max=0)
     with pytest.raises(ValueError, match=r"all captions give nearly one picture: .* pictures of data/raw repeat"):
         fit(inputs.job(tmp_path, params))
 
@@ -225,7 +204,7 @@ def test_heads_that_win_are_told_of(inputs, latents_folder, distill_params, tmp_
     folder = spoilt(latents_folder, tmp_path / "latents", of_one_picture)  # unlike a fresh student's noise
     params = rivals(
         distill_params, student__lr=1e-6, heads__optimizer__lr=5e-2, heads__steps=3,
-        heads__time={"mean": -2.0, "std": 0.5}, health__accuracy=[0.1, SHIPPED.accuracy[1]],
+        heads__time={"mean": -2.0, "std": 0.5}, health__accuracy=[0.1, 0.9],
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"the heads win: .* above 0.9 for 4 iterations .* lower distill.heads.opt"):
         fit(inputs.job(tmp_path, params, latents=folder))
