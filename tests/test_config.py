@@ -240,6 +240,11 @@ FAULTS = {
         "distill",
         ["distill.health", "lowest < highest"],
     ),
+    "tangents of no length": (
+        put("distill", "health", "tangent_norm_max", value=0.0),
+        "distill",
+        ["distill.health.tangent_norm_max"],
+    ),
     "no patience": (put("distill", "health", "patience_iterations", value=0), "distill", ["patience_iterations"]),
     "fewer returns than none": (put("distill", "health", "returns_max", value=-1), "distill", ["returns_max"]),
     "times that rise": (

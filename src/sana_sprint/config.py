@@ -320,6 +320,7 @@ class Health(Section):
     good checkpoint with other draws, at most `returns_max` times."""
 
     grad_norm_max: Scale
+    tangent_norm_max: Scale | None  # of sCM's tangent, which grows as the root of the latents' size; null: no limit
     patience_iterations: Positive
     accuracy: list[Prob] = Field(min_length=2, max_length=2)  # of the heads, lowest and highest
     sample_std_max: Scale  # deviation of the student's one-step latents, whose data have deviation 1

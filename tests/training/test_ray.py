@@ -36,6 +36,7 @@ launch.run(pickle.loads(Path(sys.argv[1]).read_bytes()))
 """
 WAIT_S = 400  # four suites side by side start Ray slowly
 GONE_S = 90
+ENDED_S = 30  # from a request to end to the end, on a busy machine too
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,9 +152,8 @@ def test_latents_that_are_not_finite_on_one_worker_end_all_with_the_one_line(inp
 
 
 def test_two_ill_workers_return_together_and_give_up_together(inputs, twenty, tmp_path, monkeypatch, capfd):
-    params = changed(
-        twenty, student__lr=0.1, student__warmup_steps=0, health__returns_max=1, health__sample_std_max=1e9
-    )
+    exploding = {"health__sample_std_max": 1e9, "health__tangent_norm_max": None}  # until something is not finite
+    params = changed(twenty, student__lr=0.1, student__warmup_steps=0, health__returns_max=1, **exploding)
     monkeypatch.setenv("SANA_SPRINT_WORKERS", "2")
     with pytest.raises(ValueError, match=r"stopped: ill 2 times, given up: student/.* lower distill.student.lr$"):
         launch.run(inputs.job(tmp_path, params))
@@ -184,15 +184,16 @@ def test_after_a_killed_driver_another_goes_on_at_once_to_the_bits_of_a_straight
     assert psutil.wait_procs(below, timeout=GONE_S)[1] == []
 
 
-def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path):
-    """A checkpoint of one worker is taken up by two, below a process that gets, with all below it, the terminal's
-    Ctrl-C, which it takes for SIGTERM; theirs by one again."""
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_driver_asked_to_end_saves_first_and_the_next_goes_on_with_other_workers(straight, tmp_path, number, send):
+    """A checkpoint of one worker is taken up by two, below a process that gets SIGTERM or, with all below it, the
+    terminal's Ctrl-C, which it takes for SIGTERM; theirs by one again."""
     other = going_on(straight(1), tmp_path)
     driver, log = driver_of(other, tmp_path, 2)
     wait_until(lambda: bool(workers_at_work(driver.pid)))  # seconds before their first step
     below = psutil.Process(driver.pid).children(recursive=True)
-    os.killpg(driver.pid, signal.SIGINT)
-    code = driver.wait(GONE_S)
+    send(driver.pid, number)
+    code = driver.wait(ENDED_S)
     said = log.read_text()
     assert code == 128 + signal.SIGTERM, said
     assert "asked to stop: writing a checkpoint first" in said

@@ -24,6 +24,7 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
     returns = 0
     if share.rank == 0:
         warn_of_cut_groups(job.params, share)
+        say_what_hides(job)
     while True:
         source = checkpoints.newest(job.checkpoints, job.key)
         attempt = max(returns, checkpoints.state(source)["attempt"] if source else 0)
@@ -60,6 +61,15 @@ def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:
         sys.stderr.write(
             f"warning: {share.world} workers cut the heads' groups of {whole} pictures to {cut}, so the losses differ "
             "from those of one worker; lower SANA_SPRINT_WORKERS or distill.heads.virtual_batch\n"
+        )
+
+
+def say_what_hides(job: Job) -> None:
+    """Says so when the heads' accuracy cannot tell that they lose: a norm over the batch takes each set's mean away."""
+    if "ladd" in job.params.terms and job.params.heads.norm == "batch":
+        sys.stdout.write(
+            f"distill {job.size}: with distill.heads.norm batch the heads' accuracy is about 0.5 also when they lose; "
+            "only norm layer can tell\n"
         )
 
 

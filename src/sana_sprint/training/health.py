@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BLOCKS = "SANA_SPRINT_WATCH_BLOCKS"  # 1: the gradient norm of every block of the student too
 DIVERSITY = "grid/diversity"
 SCORE = "score"
+TANGENT = "student/tangent_norm"
 
 
 class Ill(ValueError):  # noqa: N818  a state of the run, worded as a sentence
@@ -141,14 +142,7 @@ class Health(L.Callback):
 
     def faults(self) -> dict[str, str]:
         """Returns the faults of this moment: metric to sentence, in which {lasted} stands for how long."""
-        limits, values, found = self.limits, self.values, {}
-        for name in (n for n in values if n.endswith("/grad_norm")):
-            if values[name] > limits.grad_norm_max:
-                found[name] = (
-                    f"{name} stays above {limits.grad_norm_max:g} {{lasted}} (now {values[name]:.3g}); likely time "
-                    f"reaches the network as 1000 t, the teacher lacks QK-norm, or the rate is too high: "
-                    f"fine-tune the teacher by stage teacher, or lower {self.rate_of(name)}"
-                )
+        limits, values, found = self.limits, self.values, self.norms()
         low, high = limits.accuracy
         accuracy = values.get("heads/accuracy", (low + high) / 2)
         if accuracy > high:
@@ -171,7 +165,8 @@ class Health(L.Callback):
             found[DIVERSITY] = (
                 f"all captions give nearly one picture: the grid's diversity is {values[DIVERSITY]:.3g}, below "
                 f"{limits.diversity_min:g}; likely the captions or pictures of data/raw repeat, or LADD outweighs sCM: "
-                "look at data/reports/validation, or lower distill.ladd_weight"
+                "look at data/reports/validation, or lower distill.ladd_weight; pictures that are alike by nature need "
+                "a lower distill.health.diversity_min"
             )
         scores = [value for name, value in values.items() if name.startswith("score/")]
         score = sum(scores) / max(len(scores), 1)
@@ -182,6 +177,20 @@ class Health(L.Callback):
                 "lower distill.student.lr, distill.ladd_weight or distill.time.mean"
             )
         return found
+
+    def norms(self) -> dict[str, str]:
+        """Returns the faults of gradient and tangent norms, as `faults` does. A small network at a low rate shows time
+        as 1000 t in its tangent alone."""
+        largest = {name: self.limits.grad_norm_max for name in self.values if name.endswith("/grad_norm")}
+        if self.limits.tangent_norm_max and TANGENT in self.values:
+            largest[TANGENT] = self.limits.tangent_norm_max
+        return {
+            name: f"{name} stays above {limit:g} {{lasted}} (now {self.values[name]:.3g}); likely time reaches the "
+            "network as 1000 t, the teacher lacks QK-norm, or the rate is too high: fine-tune the teacher by stage "
+            f"teacher, or lower {self.rate_of(name)}"
+            for name, limit in largest.items()
+            if self.values[name] > limit
+        }
 
     @staticmethod
     def rate_of(metric: str) -> str:
