@@ -212,13 +212,19 @@ def test_licence_and_card_are_held_to_the_lists(folder, rules):
     assert (gate.value, gate.holds) == ("without Training", False)  # "- not recorded" says nothing
 
 
-def test_own_folders_are_gated_on_clip_score(folder, rules):
+def without_verdicts():
+    """Scores of pictures that no judge tells right from wrong."""
     plain = scores(0.30, 0.31, undistilled=0.20)
     for networks in plain["scores"].values():
         for at in networks.values():
             for key in ("overall", "tasks", "seen", "heldout"):
                 del at[key]
             at["fid_corpus_clip"] = at.pop("fid_scene_clip")
+    return plain
+
+
+def test_own_folders_are_gated_on_clip_score(folder, rules):
+    plain = without_verdicts()
     asked = rules.model_copy(update={"judges": {"none": rules.judges["none"]}})
     assert not failing(version(folder, plain), None, asked)
     assert "clip_score at 1 step" in found(version(folder, plain), None, asked)
@@ -237,12 +243,6 @@ def test_a_judge_that_the_policy_does_not_know_is_a_gate_that_cannot_be_read(fol
 
 def public(one_step, digest="first"):
     """Scores of a student without verdicts of its own, under public GenEval and MJHQ at 1, 2 and 4 steps."""
-    plain = scores(0.30, 0.31, undistilled=0.20)
-    for networks in plain["scores"].values():
-        for at in networks.values():
-            for key in ("overall", "tasks", "seen", "heldout"):
-                del at[key]
-            at["fid_corpus_clip"] = at.pop("fid_scene_clip")
 
     def under(found):
         return {steps: {"protocol": {}, "protocol_digest": digest, "pictures": 4, "scores": found} for steps in "124"}
@@ -250,7 +250,7 @@ def public(one_step, digest="first"):
     score = {"value": one_step, "se": 0.02}
     geneval = {"overall": score, "tasks": {"counting": score | {"n": 80}, "position": score | {"n": 80}}}
     mjhq = {"fid": {"value": 7.0, "se": 0.1}, "clip_score": {"value": 28.0, "se": 0.1}, "categories": {}}
-    return plain | {"protocols": {"geneval": under(geneval), "mjhq": under(mjhq)}}
+    return without_verdicts() | {"protocols": {"geneval": under(geneval), "mjhq": under(mjhq)}}
 
 
 def test_scores_of_public_protocols_are_gated_as_the_profile_sana_has_them(folder, rules):
