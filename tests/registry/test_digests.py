@@ -1,6 +1,9 @@
 """The digests of a version's files: what was changed in the store, the code among it, is named and not used."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,11 @@ def test_a_transfer_to_where_it_is_already_brings_new_scores_and_no_digests_of_f
     model.tag(number, digests.SEAL, "of another registration")
     transfer.transfer(model.server, f"models:/{model.name}/1", other.tracking_uri)
     assert other.get_model_version(model.name, "1").tags[digests.SEAL] == there.tags[digests.SEAL]
+
+
+def test_what_is_fetched_for_a_process_is_gone_when_it_ends(tmp_path):
+    program = "from sana_sprint.registry import versions; print(versions._of_this_process())"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    made = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert Path(made.stdout.strip()).parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
