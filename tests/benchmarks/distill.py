@@ -2,6 +2,7 @@
 process, taking turns.
 
     python tests/benchmarks/distill.py                           the demo profile's size
+    python tests/benchmarks/distill.py --compile                 the same, and our step with compiled blocks
     python tests/benchmarks/distill.py --size 0.6B --sweep       published shape, growing batches, on a GPU
     python tests/benchmarks/distill.py --check                   the two schemes' gradients in float32
 
@@ -15,6 +16,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from reference import Reference
 from torch import Tensor
 
+from sana_sprint.models import passes
 from sana_sprint.models.networks import Text
 from sana_sprint.training import distill, draws
 
@@ -76,11 +79,24 @@ class Bench:
 
     def turn(self, scheme: str, precision: str, step: int) -> None:
         """One step of a scheme."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            if scheme == "ours":
-                self.ours.step(step)
-            else:
+        blocks = self.compiled() if scheme == "compiled" else nullcontext()
+        with blocks, torch.autocast(self.device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            if scheme == "reference":
                 self.reference.step(self.pairs, step)
+            else:
+                self.ours.step(step)
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Within the block our passes are those of SANA_SPRINT_COMPILE=1."""
+        for network in self.ours.passing:
+            passes.compile_blocks(network)
+        try:
+            yield
+        finally:
+            for network in self.ours.passing:
+                for block in network.transformer_blocks:
+                    del block.forward
 
     def iteration(self, scheme: str, precision: str) -> None:
         """A step of the student and a step of the heads."""
@@ -138,11 +154,13 @@ def gradient_errors(shape: shapes.Shape, batch: int, device: str) -> dict[str, f
     return errors
 
 
-def compare(bench: Bench, precision: str, count: int) -> Iterator[str]:
+def compare(bench: Bench, precision: str, count: int, *, compiled: bool) -> Iterator[str]:
     """Yields the table of images/s, ratio and memory; a row is a scheme with its precision."""
     rows = {f"{scheme}, {precision}": (scheme, precision) for scheme in ("reference", "ours")}
     if precision == "32-true":
         rows["ours, bf16-mixed"] = ("ours", "bf16-mixed")
+    if compiled:
+        rows[f"ours, {precision}, compiled"] = ("compiled", precision)
     steps = {row: partial(bench.iteration, *how) for row, how in rows.items()}
     found = meters.medians(steps, count, bench.device)
     first = next(iter(found.values()))
@@ -209,6 +227,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="pictures a step; the profile's where not given, 8 if published")
     parser.add_argument("--steps", type=int, default=20, help="iterations a median is of")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="of both schemes")
+    parser.add_argument("--compile", action="store_true", help="also our step with compiled blocks")
     parser.add_argument("--check", action="store_true", help="compare gradients instead of speed")
     parser.add_argument("--sweep", action="store_true", help="also sweep the batch size")
     parser.add_argument("--largest", type=int, default=1024, help="largest batch of the sweep")
@@ -229,7 +248,7 @@ def main() -> None:
             out(f"gradient of {name}: ours differs from the reference by {error:.1e}\n")
         return
     bench = Bench(shape, batch, device, precision)
-    for table in (compare, roofline, parts):
+    for table in (partial(compare, compiled=given.compile), roofline, parts):
         for line in table(bench, precision, given.steps):
             out(line)
     del bench

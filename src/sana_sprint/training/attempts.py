@@ -107,12 +107,13 @@ def pieces(
 ) -> tuple[distill.Distillation, batches.Pairs, grids.Grids]:
     """Returns module, batches and grid callback of a job."""
     from sana_sprint.data.loader import Latents
-    from sana_sprint.models import bundle
+    from sana_sprint.models import bundle, passes
     from sana_sprint.models.networks import Text
 
     latents, params = Latents(job.latents, "train"), job.params
     student, teacher = bundle.load_transformer(job.trigflow), bundle.load_transformer(job.teacher)
     module = distill.Distillation(student, teacher, Text(*latents.null), params, job.sigma_d, share, attempt)
+    passes.arrange(*module.passing)
     steps = params.turns * params.iterations
     data = batches.Pairs(latents, params.global_batch, draws.seed(params.seed, attempt), steps, share)
     shown = Latents(job.latents, "eval")

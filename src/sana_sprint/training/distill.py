@@ -86,6 +86,11 @@ class Distillation(L.LightningModule):
         """The frozen teacher."""
         return self._teacher[0]
 
+    @property
+    def passing(self) -> list[SanaTransformer2DModel]:
+        """The transformers that a step passes through."""
+        return [self.teacher, *(getattr(self, n).transformer for n in ("student", "fake_score") if hasattr(self, n))]
+
     def configure_model(self) -> None:
         """Spreads the networks over the workers where the strategy brings a device mesh."""
         if self.device_mesh is not None:

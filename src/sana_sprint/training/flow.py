@@ -89,17 +89,22 @@ class Healing(FlowTraining):
         self.follows = cut.follows[:-1] if params.feature_weight else []
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: not a part of this module's weights
 
+    @property
+    def teacher(self) -> SanaTransformer2DModel:
+        """The frozen teacher."""
+        return self._teacher[0]
+
     def on_fit_start(self) -> None:
         """Moves the frozen teacher to where the student is."""
-        self._teacher[0].to(self.device)
+        self.teacher.to(self.device)
 
     def loss(self, batch: dict[str, Any], x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
         """Returns the mean squared error against each sample's target, and the features' part of it."""
         text, guidance_B = draws.text_of(batch), numbers.choice(self.prune.guidance)
         on_data_B = numbers.uniform() < self.prune.flow_share
-        x_s, (teacher,) = flow.interpolate(x_0, z, s_B), self._teacher
-        with torch.no_grad(), networks.block_outputs(teacher, self.follows) as wanted:
-            target = networks.guided_velocity(teacher, text, self.null.to(x_0.device), guidance_B)(x_s, s_B)
+        x_s = flow.interpolate(x_0, z, s_B)
+        with torch.no_grad(), networks.block_outputs(self.teacher, self.follows) as wanted:
+            target = networks.guided_velocity(self.teacher, text, self.null.to(x_0.device), guidance_B)(x_s, s_B)
             target = torch.where(on_data_B[:, None, None, None], z - x_0, target)
         guidance_B = torch.where(on_data_B, torch.ones_like(guidance_B), guidance_B)
         with networks.block_outputs(self.transformer, range(len(self.follows))) as given:

@@ -33,6 +33,7 @@ def run(job: Job) -> Path:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from sana_sprint.models import passes
     from sana_sprint.training import checkpoints
 
     if job.finished():
@@ -48,6 +49,7 @@ def run(job: Job) -> Path:
                 "job": ray.put(job),  # a reference: the controller would import all that a job is made of
                 "cores": place.cores_each,
                 "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1",
+                "switches": {name: value for name, value in os.environ.items() if name in passes.SWITCHES},
             },
             scaling_config=ScalingConfig(
                 num_workers=place.workers,
@@ -115,6 +117,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     given: Job = ray.get(config["job"])
     if faults(given):
         return
+    os.environ |= config["switches"]  # a cluster's workers have another environment than the stage
     threads.use_fastest(config["cores"])
     context = ray.train.get_context()
     share = draws.Share(context.get_world_rank(), context.get_world_size())

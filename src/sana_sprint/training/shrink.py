@@ -10,7 +10,7 @@ import torch
 from sana_sprint.data.loader import Latents
 from sana_sprint.maths import flow as flow_maths
 from sana_sprint.maths import importance, times
-from sana_sprint.models import bundle, networks, prune
+from sana_sprint.models import bundle, networks, passes, prune
 from sana_sprint.models.networks import Text
 from sana_sprint.training import draws, flow
 
@@ -72,6 +72,7 @@ def heal(
     torch.manual_seed(params.seed)
     cut.network.train()
     module = flow.Healing(cut, bundle.load_transformer(teacher), Text(*data.null), params)
+    passes.arrange(module.teacher, module.transformer)
     steps = params.healing.steps
     batches = draws.Batches(data, params.healing.batch, params.seed, steps, draws.Share(0, 1))
     flow.fit(module, batches, steps, extra, f"heal {name}", kept=kept)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sana_sprint.data.loader import Latents
-from sana_sprint.models import build, bundle
+from sana_sprint.models import build, bundle, passes
 from sana_sprint.models.networks import Text
 from sana_sprint.training import draws, flow
 
@@ -34,6 +34,7 @@ def fine_tune(
     data = Latents(latents, "train")
     teacher = build.dense_time(bundle.load_transformer(foundation)).train()
     module = flow.FlowTraining(teacher, Text(*data.null), params.flow, params.seed)
+    passes.arrange(module.transformer)
     batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
     flow.fit(module, batches, params.flow.steps, extra, "teacher", params.precision, kept)
     averaged = module.averaged.eval()
