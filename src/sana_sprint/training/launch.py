@@ -1,6 +1,7 @@
 """Distillation by Ray Train, on the cluster of cluster.py.
 
-Machine settings: those of cluster.py, and SANA_SPRINT_SHARD=1 (networks spread over the workers, see sharding.py).
+Machine settings: those of cluster.py, SANA_SPRINT_SHARD=1 (networks spread over the workers, see sharding.py), and the
+switches of models/passes.py.
 Workers rebuild everything from the folders of `Job`, so nothing heavy travels; a restarted worker group goes on from
 the newest whole checkpoint.
 """
