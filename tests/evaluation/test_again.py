@@ -49,6 +49,12 @@ def registered(place, folders, result, weights):
         return register.register(folder, scores, params, run)
 
 
+def otherwise(result):
+    """The same scores as if they had been taken under another protocol."""
+    protocol = result["protocol"] | {"note": "another one"}
+    return result | {"protocol": protocol, "protocol_digest": storage.digest_of(protocol)}
+
+
 def test_the_same_weights_get_the_same_scores_under_the_same_digest(place, folders, outcome):
     folder = student(place, folders, "one")
     storage.write_json(folder / "sampling.json", {"times": SAMPLING.times})
@@ -66,7 +72,7 @@ def test_promote_measures_the_champion_under_the_challengers_protocol(place, fol
     text = policy.read_text().replace('overall: {"1": 0.22, "4": 0.45}', 'overall: {"1": 0.0}')
     text = text.replace("latency_times: 4.0", "latency_times: null")  # the two are timed minutes apart
     policy.write_text(text.replace('beats_undistilled: {overall: ["1"]}', "beats_undistilled: {}"))
-    old = outcome.result | {"protocol_digest": "0" * 64}
+    old = otherwise(outcome.result)
     old["scores"] = json.loads(json.dumps(old["scores"]))
     old["scores"]["student"]["1"]["overall"]["value"] = 0.9  # of another protocol, so no measure here
     registered(place, folders, old, "old")
@@ -78,7 +84,7 @@ def test_promote_measures_the_champion_under_the_challengers_protocol(place, fol
     gates = {gate["name"]: gate for gate in told["gates"]}
     assert gates["protocol digest"]["bound"].endswith("the champion's, re-evaluated")
     tags = server.get_model_version(NAME, "1").tags
-    assert tags["protocol_digest"] == "0" * 64  # what it was registered with stays
+    assert tags["protocol_digest"] == old["protocol_digest"]  # what it was registered with stays
     mine = measured.under(tags, outcome.result["protocol_digest"])
     for steps, scores in outcome.result["scores"]["student"].items():
         assert mine.score("student", steps, "overall") == (scores["overall"]["value"], scores["overall"]["se"])
@@ -89,9 +95,13 @@ def test_promote_measures_the_champion_under_the_challengers_protocol(place, fol
 def test_another_protocol_than_the_challengers_is_refused_before_a_picture_is_drawn(place, folders, outcome, server):
     registered(place, folders, outcome.result, "old")
     call("promote", "--force", "--reason", "a first one")
-    registered(place, folders, outcome.result | {"protocol_digest": "1" * 64}, "new")
+    other = otherwise(outcome.result)
+    registered(place, folders, other, "new")
     line = refused("promote", "--reevaluate")
     digest = outcome.result["protocol_digest"][:12]
-    assert f"the protocol of this working tree is {digest}, version 2 was scored under 111111111111" in line
+    assert (
+        f"the protocol of this working tree is {digest}, version 2 was scored under {other['protocol_digest'][:12]}"
+        in line
+    )
     assert "run `dvc repro register` here" in line
     assert not [key for key in server.get_model_version(NAME, "1").tags if key.startswith(measured.REEVALUATION)]
