@@ -150,6 +150,12 @@ def test_latents_that_are_not_finite_on_one_worker_end_all_with_the_one_line(inp
         launch.run(inputs.job(tmp_path, twenty, latents=latents))
 
 
+def test_the_stage_s_switches_reach_the_workers_who_say_what_is_wrong_with_them(inputs, twenty, tmp_path, monkeypatch):
+    monkeypatch.setenv("SANA_SPRINT_COMPILE", "yes")  # after the cluster was started
+    with pytest.raises(ValueError, match=r"^distillation of tiny stopped: SANA_SPRINT_COMPILE=yes: must be 1 or 0$"):
+        run(inputs.job(tmp_path, twenty), 1, monkeypatch)
+
+
 def test_two_ill_workers_return_together_and_give_up_together(inputs, twenty, tmp_path, monkeypatch, capfd):
     exploding = {"health__sample_std_max": 1e9, "health__tangent_norm_max": None}  # until something is not finite
     params = changed(twenty, student__lr=0.1, student__warmup_steps=0, health__returns_max=1, **exploding)
