@@ -46,9 +46,10 @@ student@%: export SANA_SPRINT_THREADS ?= $(if $(filter 1,$(AT_ONCE)),,$(THREADS_
 student@%: .venv/ready
 	dvc --wait-for-lock repro --single-item prune@$* convert@$* distill@$* schedule@$* 2>&1 | (trap '' INT; exec sed --unbuffered 's/^/$*: /')
 
-ablation: .venv/ready ## distils again with keys changed, one variant after the other, and tells what each is worth; VARIANTS="sprint scm" for some
+ablation: .venv/ready ## distils again with keys changed, a seed a core at once, and tells what each is worth; VARIANTS="sprint scm" for some
 	@sana-sprint recover
 	dvc repro prune convert
+	python pipelines/ablation/variant.py --ahead $(VARIANTS)
 	dvc repro $(if $(VARIANTS),$(VARIANTS:%=$(ABLATION):variant@%),$(ABLATION))
 	$(if $(VARIANTS),dvc repro --single-item $(ABLATION):table)
 

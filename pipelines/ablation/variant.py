@@ -1,10 +1,13 @@
 """One row of the ablation: the profile's own distillation with a few keys changed, once per seed, seeds side by side
 on the cores of the machine. pipelines/ablation/variants.yaml, data/models, data/latents, data/raw
 -> data/ablation/<variant>.json with scores per step count and seed, and curves. A seed that is done stays done when the
-variant is interrupted."""
+variant is interrupted. `make ablation` runs the seeds of several variants ahead of their stages, so that no core waits
+for the last seed of one of them."""
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,37 +18,59 @@ from typing import Any
 from sana_sprint import config, storage
 
 VARIANTS = Path("pipelines/ablation/variants.yaml")
+STAGES = VARIANTS.with_name("dvc.yaml")
 DATA = Path("data").resolve()
 STEPS = (1, 2, 4)
 CODE = ("training", "models", "maths", "evaluation", "data")
 
 
 def main() -> None:
-    """Runs the seeds of a variant, or one of them in this process."""
+    """Runs the seeds of a variant, one of them in this process, or ahead those of all variants that DVC would run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
+    parser.add_argument("names", nargs="*", help="variants; with --ahead none stands for all")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--ahead", action="store_true")
     arguments = parser.parse_args()
     content = config.read(VARIANTS)
-    shared = content["shared"]
-    if arguments.name not in content["variants"]:
-        raise ValueError(f"{VARIANTS}: no variant '{arguments.name}'; there are {sorted(content['variants'])}")
-    variant = dict(content["variants"][arguments.name] or {})
+    shared, variants = content["shared"], content["variants"]
+    for name in arguments.names:
+        if name not in variants:
+            raise ValueError(f"{VARIANTS}: no variant '{name}'; there are {sorted(variants)}")
+    if arguments.ahead:
+        run_seeds(stale(arguments.names or list(variants)), shared["seeds"])
+        return
+    (name,) = arguments.names
+    variant = dict(variants[name] or {})
     unhealed = variant.pop("unhealed", False)
     changes = merged(shared["distill"], variant)
     if arguments.seed is not None:
-        one_seed(arguments.name, shared, changes, arguments.seed, unhealed=unhealed)
+        one_seed(name, shared, changes, arguments.seed, unhealed=unhealed)
         return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        codes = list(pool.map(lambda seed: process_of(arguments.name, seed), shared["seeds"]))
-    if any(codes):
-        raise SystemExit(1)
-    parts = [part(arguments.name, seed) for seed in shared["seeds"]]
+    run_seeds([name], shared["seeds"])
+    parts = [part(name, seed) for seed in shared["seeds"]]
     seeds = [{k: v for k, v in storage.read_json(path).items() if k != "key"} for path in parts]
     told = {"changes": changes | {"unhealed": unhealed}, "seeds": seeds}
-    storage.write_json(DATA / f"ablation/{arguments.name}.json", told)
+    storage.write_json(DATA / f"ablation/{name}.json", told)
     for path in parts:
         path.unlink()
+
+
+def stale(names: list[str]) -> list[str]:
+    """Returns those of the variants that `dvc repro` would run."""
+    stages = {f"{STAGES}:variant@{name}": name for name in names}
+    words = ["dvc", "status", "--json", *stages]
+    status = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return [name for stage, name in stages.items() if stage in status]
+
+
+def run_seeds(names: list[str], seeds: list[int]) -> None:
+    """Runs seeds of variants, one a core at once, on a GPU one after the other. Exits with 1 after the others where one
+    of them failed."""
+    pairs = [(name, seed) for name in names for seed in seeds]
+    at_once = 1 if shutil.which("nvidia-smi") else len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(at_once) as pool:
+        if any(list(pool.map(lambda pair: process_of(*pair), pairs))):
+            raise SystemExit(1)
 
 
 def process_of(name: str, seed: int) -> int:

@@ -4,6 +4,11 @@ import functools
 import importlib.util
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
 import types
 from pathlib import Path
 
@@ -19,7 +24,7 @@ PIPELINE = config.read(FOLDER / "dvc.yaml")["stages"]
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, (FOLDER / f"{name}.py").resolve())
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -72,6 +77,37 @@ def test_a_seed_that_is_done_is_not_done_again_unless_something_below_it_changed
     assert key_of(section | {"seed": 8}, unhealed=False) != key
     (tmp_path / "models/teacher/weights").write_text("others")
     assert key_of(section, unhealed=False) != key
+
+
+def test_seeds_share_the_cores_across_variants_and_one_that_fails_stops_none(monkeypatch):
+    """Two at once, three of each: the last of the first variant waits for the first of the next."""
+    variant, met, done = script("variant"), threading.Barrier(2, timeout=60), []
+
+    def process_of(name, seed):
+        met.wait()
+        done.append((name, seed))
+        return int((name, seed) == ("a", 0))
+
+    monkeypatch.setattr(variant, "process_of", process_of)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(SystemExit):
+        variant.run_seeds(["a", "b"], [0, 1, 2])
+    assert sorted(done) == [(name, seed) for name in "ab" for seed in (0, 1, 2)]
+
+
+def test_only_variants_that_dvc_would_run_are_run_ahead(tmp_path, monkeypatch):
+    stale = script("variant").stale
+    monkeypatch.chdir(tmp_path)
+    dvc = functools.partial(subprocess.run, check=True, capture_output=True)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    dvc(["dvc", "init", "--no-scm", "--quiet"])
+    file = tmp_path / FOLDER / "dvc.yaml"
+    file.parent.mkdir(parents=True)
+    stage = {"wdir": "../..", "matrix": {"name": ["a", "b"]}, "cmd": "echo > ${item.name}", "outs": ["${item.name}"]}
+    file.write_text(json.dumps({"stages": {"variant": stage}}))
+    dvc(["dvc", "repro", "--quiet", f"{FOLDER}/dvc.yaml:variant@a"])
+    assert stale(["a", "b"]) == ["b"]
 
 
 def result(values, digest="d" * 64):
