@@ -167,10 +167,11 @@ def a_schedule(shared):
     return {
         "times": {"1": [1.57, 0.0], "2": [1.5, 0.9, 0.0], "3": [1.5, 0.9, 0.4, 0.0]},
         "found": {"1": [1.5, 0.0], "2": [1.5, 0.9, 0.0], "3": [1.5, 0.9, 0.4, 0.0]},
+        "profile": {"1": [1.57, 0.0], "2": [1.57, 1.1, 0.0], "3": [1.57, 1.0, 0.5, 0.0]},
         "baseline": {"1": [1.57, 0.0], "2": [1.5683, 1.3, 0.0]},
         "measure": "overall",
         "captions": {"tried": 213, "checked": 147, "in_both": 3, "shared_with_evaluate": shared},
-        "gains": {"1": gains, "2": gains},
+        "gains": {"1": gains, "2": gains, "3": {"found": gains["found"]}},
         "protocol_digest": "e" * 64,
     }
 
@@ -185,11 +186,11 @@ def test_times_that_were_found_stand_beside_the_baselines_with_their_gain(data):
     assert "Sought on 213 prompts of the training split and compared on 147 others (3 captions are in both)" in words
     assert "12 of the training split's captions are evaluate's as well" in words
     assert words.endswith("Protocol of the search: eeeeeeeeeeee.")
-    table = report_schedule.schedule("base", a_schedule(0))
+    table, scores = report_schedule.schedule("base", a_schedule(0)), ["0.520 ± 0.020", "-", "0.480 ± 0.020"]
     assert table["rows"] == [
-        ["1", "1.5", "1.57", "0.520 ± 0.020", "0.480 ± 0.020", "+0.040 ± 0.020", "baseline"],
-        ["2", "1.5, 0.9", "1.5683, 1.3", "0.520 ± 0.020", "0.480 ± 0.020", "+0.040 ± 0.020", "found"],
-        ["3", "1.5, 0.9, 0.4", "-", "-", "-", "-", "found"],
+        ["1", "1.5", "1.57", "1.57", *scores, "+0.040 ± 0.020", "profile"],
+        ["2", "1.5, 0.9", "1.57, 1.1", "1.5683, 1.3", *scores, "+0.040 ± 0.020", "found"],
+        ["3", "1.5, 0.9, 0.4", "1.57, 1, 0.5", "-", "0.520 ± 0.020", "-", "-", "-", "found"],
     ]
     assert "None of their captions is evaluate's." in table["words"]
 

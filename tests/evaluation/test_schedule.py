@@ -107,18 +107,20 @@ def run(folders, judge="scenes"):
 
 def test_the_result_has_lists_for_every_step_count_and_gains_over_the_baseline(found, folders, tmp_path):
     assert set(found["times"]) == set(found["found"]) == {"1", "2", "3", "4"}
-    for k in ("1", "2"):
-        told = found["gains_where_sought"][k]["gain"]
-        better = told["value"] > told["se"]
-        assert found["times"][k] == (found["found"][k] if better else PARAMS.baseline[k])
+    assert found["profile"] == SAMPLING.times
+    for k, told in found["gains_where_sought"].items():
+        better = told["gain"]["value"] > told["gain"]["se"]
+        assert found["times"][k] == (found["found"][k] if better else SAMPLING.times[k])
     path = tmp_path / "schedule.json"
     path.write_text(json.dumps(found))
     assert schedule.sampling_by(path, SAMPLING).times == found["times"]
-    assert set(found["gains"]) == {"1", "2"}
-    for gain in found["gains"].values():
+    for k in ("1", "2"):
+        gain, drawn = found["gains"][k], "found" if found["times"][k] == found["found"][k] else "profile"
         assert gain["gain"]["value"] == pytest.approx(
-            gain["found"]["value"] - gain["baseline"]["value"], abs=2e-6
+            gain[drawn]["value"] - gain["baseline"]["value"], abs=2e-6
         )  # rounded
+    for k in ("3", "4"):
+        assert set(found["gains"][k]) == {"found", "profile"}  # no baseline to gain on
     assert found["baseline"] == PARAMS.baseline
     assert [len(trials) for trials in found["trials"].values()] == [2, 3, 2, 1]
 
@@ -136,8 +138,8 @@ def test_the_search_is_the_same_twice_with_one_thread_however_many_there_are(fou
 
 def test_mlflow_gets_scores_and_gains_with_their_standard_errors(found):
     told = schedule.headline(found)
-    assert len(told) == 2 * 3 * 2
-    for k in ("1", "2"):
+    assert len(told) == 2 * (4 + 4 + 2 + 2)
+    for k in ("1", "2", "3", "4"):
         for name, part in found["gains"][k].items():
             both = (told[f"{name}/{k}_step"], told[f"standard_error/{name}_{k}_step"])
             assert both == (part["value"], part["se"])
@@ -157,17 +159,17 @@ def test_the_digest_of_a_search_covers_its_captions_noise_and_judge(found, folde
 
 
 def test_a_list_whose_gain_is_within_its_error_where_it_was_sought_is_not_taken():
-    found = {"1": (1.55,), "2": (1.55, 0.9), "3": (1.55, 0.9, 0.4)}
-    pairs = {"1": (found["1"], (1.57,)), "2": (found["2"], (1.57, 1.3))}
-    gains = {"1": {"gain": {"value": 0.02, "se": 0.02}}, "2": {"gain": {"value": 0.03, "se": 0.02}}}
-    assert schedule.taken(found, pairs, gains) == found | {"1": (1.57,)}
+    gains = {k: {"gain": {"value": v, "se": 0.02}} for k, v in (("1", 0.02), ("2", 0.03), ("4", -0.1))} | {"3": {}}
+    assert schedule.taken(gains) == {"1": "profile", "2": "found", "4": "profile", "3": "found"}
 
 
 def test_a_gain_is_paired_by_prompt(prompts):
-    gain = schedule.gain(prompts, [1.0, 0.0] * 3 + [1.0], [1.0, 0.0] * 3 + [1.0])
+    same = [1.0, 0.0] * 3 + [1.0]
+    gain = schedule.gain(prompts, {"found": same, "profile": [0.0] * 7, "baseline": same}, "found", "baseline")
     assert gain["gain"] == {"value": 0.0, "se": 0.0}
     assert gain["found"] == gain["baseline"]
     assert gain["found"]["se"] > 0
+    assert gain["profile"]["value"] == 0.0
 
 
 def test_captions_are_none_of_evaluates_where_a_task_has_others_and_the_check_has_its_own(raw):

@@ -160,7 +160,7 @@ def schedule(found: dict[str, Any], path: Path) -> None:
         for time in found["found"][steps][:-1]:
             taken = time == max(trials, key=lambda t: (t["smoothed"], t["new"]))["new"]
             ax.axvline(time, color=COLOURS[1] if taken else FAINT, linestyle="-" if taken else ":", linewidth=1)
-        kept = "" if found["times"][steps] == found["found"][steps] else ": no gain, the baseline stays"
+        kept = "" if found["times"][steps] == found["found"][steps] else ": no gain, the profile's stays"
         ax.set_title(f"{steps} step" + "s" * (steps != "1") + kept, fontsize=9, color=INK, loc="left")
         ax.set_xlabel("the new time, radians", fontsize=8, color=FAINT)
     axes[0].set_ylabel(found["measure"].replace("_", " "), fontsize=8, color=FAINT)

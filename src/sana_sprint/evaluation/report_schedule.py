@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+LISTS = ("found", "profile", "baseline")
+
 
 def schedules(folder: Path, sizes: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a table per size whose search of times lies in the folder: the lists found beside the baseline's, which
-    in the profiles are the paper's, and what they gain."""
+    """Returns a table per size whose search of times lies in the folder: the lists found beside the profile's and the
+    baseline's, which in the profiles are the paper's, and what is gained over the last."""
     found = {size: storage.read_json(folder / f"{size}.json") for size in sizes if (folder / f"{size}.json").is_file()}
     return [schedule(size, content) for size, content in found.items()]
 
@@ -23,16 +25,16 @@ def schedule(size: str, found: dict[str, Any]) -> dict[str, Any]:
     """Returns a search's table, a row per step count, and the words that say on which captions it rests."""
     captions, rows = found["captions"], []
     for steps, times in found["found"].items():
-        against, gains = found["baseline"].get(steps), found["gains"].get(steps, {})
-        scores = [report_tables.with_error(gains.get(name)) for name in ("found", "baseline")]
-        difference = gains.get("gain")
-        drawn = "found" if found["times"][steps] == times else "baseline"
-        rows.append([steps, listed(times), listed(against), *scores, report_tables.gain(difference), drawn])
+        lists = [listed(found[name].get(steps)) for name in LISTS]
+        gains = found["gains"][steps]
+        scores = [report_tables.with_error(gains.get(name)) for name in LISTS]
+        drawn = "found" if found["times"][steps] == times else "profile"
+        rows.append([steps, *lists, *scores, report_tables.gain(gains.get("gain")), drawn])
     shared = captions["shared_with_evaluate"]
     words = (
         f"Sought on {captions['tried']} prompts of the training split and compared on {captions['checked']} others "
         f"({captions['in_both']} captions are in both), score and gain by {found['measure'].replace('_', ' ')} ± one "
-        f"standard error, gains paired by prompt. "
+        f"standard error; the gain is that of the list drawn by over the baseline's, paired by prompt. "
     )
     words += (
         f"{shared} of the training split's captions are evaluate's as well, because their tasks have no others. "
@@ -40,7 +42,7 @@ def schedule(size: str, found: dict[str, Any]) -> dict[str, Any]:
         else "None of their captions is evaluate's. "
     )
     words += f"Protocol of the search: {found['protocol_digest'][:12]}."
-    head = ["steps", "found", "baseline", "score, found", "score, baseline", "gain", "drawn by"]
+    head = ["steps", *LISTS, *(f"score, {name}" for name in LISTS), "gain", "drawn by"]
     return {"title": f"Times, {size}", "size": size, "words": words, "head": head, "rows": rows}
 
 

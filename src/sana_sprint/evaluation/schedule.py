@@ -62,9 +62,10 @@ class Student:
 
 
 def run(params: Schedule, judged: Evaluate, sampling: Sampling, sigma_d: float, student: Student) -> dict[str, Any]:
-    """Returns the lists to draw with, those found, the trials behind them, and what they gain over schedule.baseline on
-    the captions tried and on captions kept apart, as JSON, the same on any number of cores. A list that does not gain
-    more than a standard error where it was sought, where it looks at its best, is not taken: the baseline's is."""
+    """Returns the lists to draw with, those found, the trials behind them, and scores on captions kept apart of lists
+    found, of the profile's and of schedule.baseline, with the gain of what is drawn with over the last, as JSON, the
+    same on any number of cores. A list that does not gain more than a standard error over that of sampling.times where
+    it was sought, where it looks at its best, is not taken: the profile's stays."""
     if params.seed == judged.seed:
         raise ValueError(f"schedule.seed: evaluate draws its noise by {params.seed} too; choose another")
     with threads.one():
@@ -87,8 +88,16 @@ def compared(
 
     curves = search(score, params, STEPS)
     found = {str(k): best(trials).times for k, trials in enumerate(curves, 1)}
-    pairs = {k: (found[k], tuple(times[:-1])) for k, times in params.baseline.items()}
-    on_tried = {k: gain(tried, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()}
+    own, baseline = ({k: tuple(times[:-1]) for k, times in of.items()} for of in (sampling.times, params.baseline))
+    lists = {k: {"found": found[k], "profile": own.get(k), "baseline": baseline.get(k)} for k in found}
+
+    def scores(asked: list[Prompt], k: str, which: str, over: str) -> dict[str, dict[str, float]]:
+        return gain(
+            asked, {name: marks(draws.pictures(times)) for name, times in lists[k].items() if times}, which, over
+        )
+
+    on_tried = {k: scores(tried, k, "found", "profile") for k in found}
+    drawn = taken(on_tried)
     draws, marks = Draws(loaded, checked, params.seed, judged.batch), marks_of(judged.judge, student.judge, checked)[1]
     described = describe(params, judged, sampling, sigma_d, student.judge) | {
         name: storage.digest_of([prompt.public() | {"demand": prompt.demand} for prompt in asked])
@@ -97,8 +106,9 @@ def compared(
     return {
         "protocol": described,
         "protocol_digest": protocol.digest(described),
-        "times": {k: [*times, 0.0] for k, times in taken(found, pairs, on_tried).items()},
+        "times": {k: [*(lists[k][name] or ()), 0.0] for k, name in drawn.items()},
         "found": {k: [*times, 0.0] for k, times in found.items()},
+        "profile": {k: times for k, times in sampling.times.items() if k in found},
         "baseline": params.baseline,
         "measure": measure,
         "captions": {
@@ -109,7 +119,7 @@ def compared(
         },
         "trials": {str(k): [asdict(t) | {"score": tally.plain(t.score)} for t in ts] for k, ts in enumerate(curves, 1)},
         "gains_where_sought": on_tried,
-        "gains": {k: gain(checked, *(marks(draws.pictures(times)) for times in pair)) for k, pair in pairs.items()},
+        "gains": {k: scores(checked, k, name, "baseline") for k, name in drawn.items()},
     }
 
 
@@ -135,12 +145,11 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
     return values | {f"standard_error/{name}_{k}_step": part["se"] for name, k, part in parts}
 
 
-def taken(
-    found: dict[str, Times], pairs: dict[str, tuple[Times, Times]], gains: dict[str, dict[str, dict[str, float]]]
-) -> dict[str, Times]:
-    """Returns the lists to draw with: those found, but the baseline's where the gain is within its standard error."""
-    within = {k for k, told in gains.items() if told["gain"]["value"] <= told["gain"]["se"]}
-    return {k: pairs[k][1] if k in within else times for k, times in found.items()}
+def taken(gains: dict[str, dict[str, dict[str, float]]]) -> dict[str, str]:
+    """Returns per step count which list to draw with: the one found, but the profile's where the gain over it is within
+    its standard error."""
+    gain_of = {k: told.get("gain") for k, told in gains.items()}
+    return {k: "profile" if gain and gain["value"] <= gain["se"] else "found" for k, gain in gain_of.items()}
 
 
 def sampling_by(path: Path, sampling: Sampling) -> Sampling:
@@ -193,10 +202,12 @@ def marks_of(kind: str, folder: Path, asked: Sequence[Prompt]) -> tuple[str, Mar
     return "clip_score", lambda pictures: metrics.clip_scores(clip.pictures(pictures), texts).tolist()
 
 
-def gain(asked: Sequence[Prompt], found: list[float], baseline: list[float]) -> dict[str, dict[str, float]]:
-    """Returns both scores and the gain, paired by prompt, with standard errors."""
-    both = {"found": found, "baseline": baseline, "gain": [a - b for a, b in zip(found, baseline, strict=True)]}
-    return {name: tally.plain(tally.mean(asked, marks)) for name, marks in both.items()}
+def gain(asked: Sequence[Prompt], marks: dict[str, list[float]], which: str, over: str) -> dict[str, dict[str, float]]:
+    """Returns the score of every list and, where both are there, as `gain` that of one of them over another, paired by
+    prompt, with standard errors."""
+    if which in marks and over in marks:
+        marks = marks | {"gain": [a - b for a, b in zip(marks[which], marks[over], strict=True)]}
+    return {name: tally.plain(tally.mean(asked, values)) for name, values in marks.items()}
 
 
 def search(score: Score, params: Schedule, steps: int) -> list[list[Trial]]:
