@@ -20,7 +20,7 @@ CODE = sorted([*SOURCE.rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 LIBRARY = sorted(
     p
     for p in (SOURCE / PACKAGE).rglob("*.py")
-    if p.name not in {"config.py", "cli.py", "cli_lineage.py", "cli_registry.py"}
+    if p.name not in {"config.py", "cli.py", "cli_lineage.py", "cli_registry.py", "cli_scores.py"}
 )
 
 

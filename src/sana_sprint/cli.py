@@ -1,6 +1,6 @@
-"""The console command `sana-sprint`: generate, use, recover, summary; of cli_scores sample, score, compare; of
-cli_registry promote, rollback, history, audit; of cli_deliver transfer, follow, send; of cli_lineage register, lineage,
-uses. The command that needs a framework imports it."""
+"""The console command `sana-sprint`: generate, use, recover, summary; of cli_scores synthesize, sample, score, compare;
+of cli_registry promote, rollback, history, audit; of cli_deliver transfer, follow, send; of cli_lineage register,
+lineage, uses. The command that needs a framework imports it."""
 
 from __future__ import annotations
 

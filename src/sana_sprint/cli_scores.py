@@ -1,4 +1,4 @@
-"""The commands of `sana-sprint` that measure outside the pipeline: sample, score and compare."""
+"""The commands of `sana-sprint` that draw and measure outside the pipeline: synthesize, sample, score and compare."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ from typing import Annotated
 
 import typer
 
-from sana_sprint import console, storage
+from sana_sprint import config, console, storage
 from sana_sprint.console import Json, with_example
 from sana_sprint.registry import lineage
 
 SCORED = Path("data/scores")
 ProtocolFile = Annotated[Path, typer.Argument(help="A file of profiles/protocols.")]
+
+
+@with_example("sana-sprint synthesize prompts.txt data/source/mine --teacher data/models/foundation --per-prompt 4")
+def synthesize(
+    prompts: Annotated[Path, typer.Argument(help="A text file with a prompt a line.")],
+    folder: Annotated[Path, typer.Argument(help="Where pictures and captions go: data/source/<profile>.")],
+    teacher: Annotated[Path, typer.Option(help="A SanaPipeline folder.")],
+    per_prompt: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw a corpus with a teacher, for prompts without pictures; what is there already is not drawn again. Steps,
+    guidance and size are those of the profile's section sampling."""
+    from sana_sprint.evaluation import generate, synthesis
+    from sana_sprint.registry import trust
+
+    trust.check_given(generate.checked(teacher))
+
+    root = lineage.repository()
+    mixed = config.load(config.Teacher, root).precision == "bf16-mixed"
+    asked = synthesis.Asked(prompts, teacher, per_prompt, seed, "bf16-mixed" if mixed else "float32")
+    drawn, there = synthesis.run(asked, config.load(config.Sampling, root), folder)
+    told = {"folder": str(folder), "pictures": there, "drawn": drawn, "teacher": str(teacher)}
+    console.tell(told, f"{folder}: {there} pictures, {drawn} of them drawn now, by {teacher}", as_json)
 
 
 @with_example("sana-sprint sample profiles/protocols/geneval.yaml pictures --steps 2 --size base")
