@@ -14,13 +14,14 @@ def main() -> None:
         if params.model.kind == "train":
             from sana_sprint.data import manifest, shards
             from sana_sprint.models import threads
-            from sana_sprint.training import callbacks, foundation
 
             threads.use_fastest()
             raw = Path("data/raw")
             captions = [row.caption for row in manifest.read(raw, "train")]
-            watch = callbacks.Curves(curves, run.recorder(), 20)
             pixels = shards.stack(raw, "train")
+            from sana_sprint.training import callbacks, foundation  # with Lightning, which takes seconds, only now
+
+            watch = callbacks.Curves(curves, run.recorder(), 20)
             metrics = foundation.train(params.model, sampling, pixels, captions, out, [watch])
         else:
             from sana_sprint.models import fetch

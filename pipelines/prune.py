@@ -20,7 +20,7 @@ def main() -> None:
         from sana_sprint.data.loader import Latents
         from sana_sprint.evaluation import quick
         from sana_sprint.models import bundle, threads
-        from sana_sprint.training import callbacks, kept, shrink
+        from sana_sprint.training import shrink
 
         threads.use_fastest()
         teacher, latents = Path("data/models/teacher"), Path("data/latents")
@@ -31,6 +31,8 @@ def main() -> None:
         metrics = {f"before/{k}": v for k, v in score.of_teacher(before).items()}
         cut, importances = shrink.cut(params, wanted(params, size), before, data)
         metrics |= importances | {f"cut/{k}": v for k, v in score.of_student(cut.network).items()}
+        from sana_sprint.training import callbacks, kept  # with Lightning, which takes seconds, only now
+
         keep = kept.of(f"prune/{size}", [teacher, latents], params)
         watch = callbacks.Curves(keep.curves, run.recorder(), 20, keep.start)
         healed = shrink.heal(params, size, cut, teacher, data, [watch], keep)

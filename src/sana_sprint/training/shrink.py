@@ -12,7 +12,7 @@ from sana_sprint.maths import flow as flow_maths
 from sana_sprint.maths import importance, times
 from sana_sprint.models import bundle, networks, passes, prune
 from sana_sprint.models.networks import Text
-from sana_sprint.training import draws, flow
+from sana_sprint.training import draws
 
 if TYPE_CHECKING:
     import lightning as L
@@ -69,6 +69,8 @@ def heal(
     kept: Kept | None = None,
 ) -> SanaTransformer2DModel:
     """Returns the healed student's EMA; with `kept` it goes on from where a run that was killed has come."""
+    from sana_sprint.training import flow  # with Lightning, which cutting does without
+
     torch.manual_seed(params.seed)
     cut.network.train()
     module = flow.Healing(cut, bundle.load_transformer(teacher), Text(*data.null), params)
