@@ -4,6 +4,7 @@ of the pictures'."""
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,11 +17,9 @@ from sana_sprint.data.loader import Latents
 from sana_sprint.maths import sample
 from sana_sprint.models import bundle, networks
 from sana_sprint.models.networks import Text
-from sana_sprint.training import draws
+from sana_sprint.training import checkpoints, draws
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from diffusers import SanaTransformer2DModel
     from torch import Tensor
 
@@ -31,26 +30,36 @@ BATCH = 64  # pictures drawn at once; changes no picture
 
 def drawn(latents: Path, teacher: Path, sampling: Sampling, seed: int, cache: Path) -> Path:
     """Returns a folder like data/latents whose training latents the teacher drew, one for each training caption in
-    sampling.teacher_steps from noise of (seed, picture). It is made once and kept in `cache` under a key of all this.
+    sampling.teacher_steps from noise of (seed, picture). It is made once, by one process at a time, and kept in `cache`
+    under a key of all this and of the code; of a run that was cut short the shards stay.
     """
-    key = storage.digest_of([storage.digest(latents), storage.digest(teacher), sampling.model_dump(), seed])
+    code = [storage.digest(Path(str(module.__file__))) for module in (sample, networks)]
+    key = storage.digest_of([storage.digest(latents), storage.digest(teacher), sampling.model_dump(), seed, code])
     folder = cache / key[:12]
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with checkpoints.owned(folder):
+        if not folder.exists():
+            make(folder, latents, teacher, sampling, seed)
+    return folder
+
+
+def make(folder: Path, latents: Path, teacher: Path, sampling: Sampling, seed: int) -> None:
+    """Draws shard by shard and puts all in its place."""
     captions, index = Latents(latents, "train"), storage.read_json(latents / loader.INDEX)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = bundle.load_transformer(teacher).to(device)
-    with storage.whole_folder(folder) as unfinished:
-        for file in latents.iterdir():
-            shutil.copy(file, unfinished / file.name)
-        first = 0
-        for part in (p for p in index["shards"] if p["split"] == "train"):
-            rows = torch.arange(first, first + part["count"])
+    shards, first = folder.with_name(f"{folder.name}-shards"), 0
+    shards.mkdir(exist_ok=True)
+    for part in (p for p in index["shards"] if p["split"] == "train"):
+        rows, file = torch.arange(first, first + part["count"]), shards / part["file"]
+        first += part["count"]
+        if not file.is_file():
             x = pictures(network, captions, rows, sampling, seed)
-            save_file({"latents": x, "captions": captions.captions[rows]}, unfinished / part["file"])
-            first += part["count"]
-    return folder
+            with storage.whole_file(file) as unfinished:
+                save_file({"latents": x, "captions": captions.captions[rows]}, unfinished)
+    with storage.whole_folder(folder) as unfinished:
+        for file in (*latents.iterdir(), *shards.iterdir()):
+            shutil.copy(file, unfinished / file.name)
+    shutil.rmtree(shards)
 
 
 @torch.inference_mode()
