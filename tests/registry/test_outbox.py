@@ -67,8 +67,9 @@ def test_nothing_is_left_of_a_stage_that_ended_well(repository, server):
     with track.stage("teacher") as run:
         run.metrics({"loss": 1.0}, 1)
         run.file(repository / "params.yaml")
+        run.text("why\n", "return-1.txt")
     assert list((repository / outbox.FOLDER).iterdir()) == []
-    assert {file.path for file in server.list_artifacts(run.run_id)} == {"params.yaml"}
+    assert {file.path for file in server.list_artifacts(run.run_id)} == {"params.yaml", "return-1.txt"}
 
 
 def test_the_next_stage_sends_what_a_killed_one_left_and_every_point_is_there_once(script, server):  # noqa: F811

@@ -38,6 +38,22 @@ EXPLODING = {"health__sample_std_max": 1e9, "health__tangent_norm_max": None}  #
 PLAIN_PICTURE = torch.tensor([1.0, -1.0, 0.5, -0.5])[:, None, None]
 
 
+class Texts:
+    """What a run records in words."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def metrics(self, values, step=None):
+        pass
+
+    def picture(self, image, name, step=None):
+        pass
+
+    def text(self, content, name):
+        self.texts[name] = content
+
+
 def curves(made):
     """The values of a job's curves, without their steps."""
     points = json.loads(made.curves.read_text())
@@ -105,12 +121,15 @@ def test_blocks_are_not_watched_unless_asked(inputs, distill_params, tmp_path, m
 def test_a_learning_rate_of_100_times_ends_in_returns_and_a_diagnosis(inputs, distill_params, tmp_path, capsys):
     rate = 100 * distill_params.student.lr
     params = changed(distill_params, iterations=12, student__lr=rate, student__warmup_steps=0, **EXPLODING)
-    made = inputs.job(tmp_path, params)
+    record = Texts()
+    made = inputs.job(tmp_path, params, recorder=record)
     with pytest.raises(ValueError, match=r"^ill 3 times, given up: student/\w+ is .*: lower distill.student.lr$"):
         fit(made)
     out = capsys.readouterr().out
     assert out.count("likely the learning rate is too high") == 2
     assert "distill tiny: return 2, other draws" in out
+    assert list(record.texts) == ["return-1.txt", "return-2.txt"]
+    assert all("likely the learning rate is too high" in text for text in record.texts.values())
     kept = [int(path.name[-7:]) for path in made.checkpoints.iterdir()]
     assert iterations_of_return(out) == [max(kept)] * 2
     for path in made.checkpoints.glob("*/*.safetensors"):
@@ -270,6 +289,71 @@ def test_a_run_that_falls_below_its_start_at_the_first_grid_is_told_of(inputs, d
     params = changed(distill_params, grid_every=6, health__score_kept_min=0.5, health__returns_max=0)
     with pytest.raises(ValueError, match=r"the quick score fell from 0\.500 to 0\.100"):
         fit(inputs.job(tmp_path, params, scorer=lambda _: {"1": next(scores)}))
+
+
+def test_a_collapse_after_the_last_of_the_regular_grids_is_seen(inputs, distill_params, tmp_path):
+    scores = iter([0.5, 0.5, 0.1])
+    params = changed(distill_params, iterations=6, grid_every=4, health__score_kept_min=0.5, health__returns_max=0)
+    with pytest.raises(ValueError, match=r"the quick score fell from 0\.500 to 0\.100"):
+        fit(inputs.job(tmp_path, params, scorer=lambda _: {"1": next(scores)}))
+
+
+def test_a_score_that_is_nan_before_the_first_step_is_no_best(inputs, distill_params, tmp_path):
+    made = inputs.job(tmp_path, changed(distill_params, health__returns_max=0), scorer=lambda _: {"1": math.nan})
+    with pytest.raises(ValueError, match="score/1_step is nan"):
+        fit(made)
+
+
+def test_a_fault_that_one_good_iteration_interrupts_is_still_running(distill_params):
+    """Three bad ones of four come to the patience; a rare one never does, and is forgotten after as many good ones."""
+    params = changed(distill_params, iterations=1000, grid_every=1000, health__patience_iterations=8)
+
+    def iterations_until_ill(bad, most=200):
+        watch, well = health.Health(params), []
+        for iteration, is_bad in zip(range(1, most), itertools.cycle(bad), strict=False):
+            watch.values = {"student/grad_norm": 2 * params.health.grad_norm_max * is_bad}
+            try:
+                watch.judge(iteration)
+            except health.Ill:
+                return iteration, well
+            well.append(watch.well)
+        return None, well
+
+    assert iterations_until_ill([True])[0] == 8
+    ill_at, well = iterations_until_ill([True, True, True, False])
+    assert ill_at == 14
+    assert not any(well)
+    ill_at, well = iterations_until_ill([True, False, False, False])
+    assert ill_at is None
+    assert well[:4] == [False, True, True, True]
+
+
+ILL = {
+    "student/sample_std": {"student/sample_std": 1e6},
+    health.DIVERSITY: {health.DIVERSITY: 0.0},
+    health.SCORE: {"score/1_step": 0.1},
+}
+
+
+@pytest.mark.parametrize("fault", ILL)
+@pytest.mark.parametrize("recipe", config.RECIPES)
+def test_a_remedy_names_the_weights_that_the_recipe_has_and_no_others(distill_params, recipe, fault):
+    watch = health.Health(changed(distill_params, recipe=recipe, health__score_kept_min=0.5))
+    watch.best, watch.values = 0.9, ILL[fault]
+    (told,) = watch.faults().values()
+    assert ("distill.ladd_weight" in told) == ("ladd" in config.RECIPES[recipe])
+    assert ("distill.dmd.weight" in told) == ("dmd" in config.RECIPES[recipe])
+    assert ("outweighs sCM" in told) <= ("scm" in config.RECIPES[recipe])
+    assert "distill.ladd_weight" in told or "distill.dmd.weight" in told or "distill.student.lr" in told
+
+
+def test_time_as_1000_t_is_no_cause_of_a_critics_norm(distill_params):
+    watch = health.Health(changed(distill_params, recipe="sprint_dmd"))
+    watch.values = {f"{name}/grad_norm": 1e9 for name in ("student", "heads", "fake_score")}
+    told = watch.faults()
+    assert [name for name, words in told.items() if "1000 t" in words] == ["student/grad_norm"]
+    assert "lower distill.heads.optimizer.lr" in told["heads/grad_norm"]
+    assert "lower distill.dmd.optimizer.lr" in told["fake_score/grad_norm"]
 
 
 def test_nothing_is_saved_while_a_fault_is_running_and_the_end_is_no_excuse(inputs, distill_params, tmp_path):

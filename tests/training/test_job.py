@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import resource
+import shutil
 import threading
 from contextlib import contextmanager
 
@@ -42,9 +43,18 @@ def ask_to_stop(made):
     (made.checkpoints / checkpoints.STOP).touch()
 
 
-@pytest.mark.parametrize("recipe", ["sprint", "sprint_dmd"])
-def test_a_stopped_job_goes_on_to_the_bits_of_a_straight_one(inputs, stopping, tmp_path, capsys, recipe):
-    params = changed(stopping, recipe=recipe)
+OTHERWISE = {
+    "sprint": {},
+    "sprint_dmd": {"recipe": "sprint_dmd"},
+    "ladd_dmd": {"recipe": "ladd_dmd"},
+    "bfloat16": {"precision": "bf16-mixed"},
+    "two steps of the heads": {"heads__steps": 2},
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_a_stopped_job_goes_on_to_the_bits_of_a_straight_one(inputs, stopping, tmp_path, capsys, how):
+    params = changed(stopping, **OTHERWISE[how])
     straight = inputs.job(tmp_path / "straight", params)
     fit(straight)
     halves = inputs.job(tmp_path / "halves", params)
@@ -56,10 +66,12 @@ def test_a_stopped_job_goes_on_to_the_bits_of_a_straight_one(inputs, stopping, t
     (halves.checkpoints / checkpoints.STOP).unlink()
     capsys.readouterr()
     fit(halves)
-    assert f"going on from {source}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"going on from {source}" in said.out
+    assert "the code of this training" not in said.err
     one, other = (checkpoints.state(made.final)["files"] for made in (straight, halves))
     assert one == other
-    networks = {"student", "averaged", "heads", *(["fake_score"] if recipe == "sprint_dmd" else [])}
+    networks = {"student", "averaged", "heads", *(["fake_score"] if "dmd" in how else [])}
     assert set(one) == {"optimisers.pt", *(f"{name}.safetensors" for name in networks)}
 
 
@@ -72,7 +84,7 @@ def test_curves_of_a_stopped_job_are_those_of_a_straight_one(inputs, stopping, t
     fit(halves)
     one, other = (storage.read_json(made.curves) for made in (straight, halves))
     for name in set(one) - {"images_per_s", "peak_memory_mb"}:
-        assert other[name] == (one[name] if name != "grid/diversity" else one[name][:1])  # then old news
+        assert other[name] == (one[name] if name != "grid/diversity" else one[name][::2])  # between grids old news
 
 
 class Album:
@@ -142,6 +154,46 @@ def test_a_truncated_newest_checkpoint_is_named_and_the_one_before_goes_on(input
     assert "going on from" in told.out
     assert made.finished()
     assert checkpoints.state(made.final)["files"] == digest
+
+
+def test_a_broken_checkpoint_pushes_out_no_whole_one(inputs, stopping, tmp_path):
+    """It lies ahead of those that follow it, and is not the newest of anything."""
+    params = changed(stopping, checkpoint_every=1, keep_checkpoints=1)
+    made = inputs.job(tmp_path, params, scorer=at_the_grid(lambda: ask_to_stop(made)))
+    made.checkpoints.mkdir(parents=True)
+    fit(made)
+    (made.checkpoints / checkpoints.STOP).unlink()
+    (source,) = made.checkpoints.glob("step-*")
+    ahead = made.checkpoints / "step-0000006"
+    shutil.copytree(source, ahead)
+    os.truncate(ahead / "averaged.safetensors", 1000)
+    ask_to_stop(made)
+    fit(made)
+    there = sorted(made.checkpoints.glob("step-*"))
+    assert [path.name for path in there] == ["step-0000004", "step-0000005"]  # the newest of a good grid, the newest
+    assert not any(map(checkpoints.broken, there))
+
+
+def test_every_grid_has_its_checkpoint_and_the_end_its_grid(inputs, distill_params, tmp_path):
+    """Else no earlier student could be the best that is kept, and nobody would look at what becomes the output."""
+    params = changed(distill_params, iterations=10, checkpoint_every=4, grid_every=3, keep_checkpoints=1)
+    scores = iter([0.1, 0.2, 0.9, 0.6, 0.7])
+    made = inputs.job(tmp_path, params, scorer=lambda network: {"1": next(scores)})
+    fit(made)
+    assert [path.name for path in sorted(made.checkpoints.glob("step-*"))] == ["step-0000006", "step-0000010"]
+    assert checkpoints.state(made.final)["scores"] == {"score/1_step": pytest.approx(0.7)}
+    assert (made.grids / "iteration-000010.png").is_file()
+
+
+def test_a_checkpoint_that_other_code_has_made_is_told_of(inputs, stopping, tmp_path, capsys, monkeypatch):
+    made = inputs.job(tmp_path, stopping, scorer=at_the_grid(lambda: ask_to_stop(made)))
+    made.checkpoints.mkdir(parents=True)
+    fit(made)
+    (made.checkpoints / checkpoints.STOP).unlink()
+    monkeypatch.setattr(checkpoints, "code", lambda: "mended since")
+    fit(made)
+    told = f"step-0000004: the code of this training was another one then, .* to begin anew delete {made.checkpoints}"
+    assert re.search(told, capsys.readouterr().err)
 
 
 def test_the_newest_and_the_best_by_score_are_kept(inputs, distill_params, tmp_path):

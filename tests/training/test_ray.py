@@ -23,6 +23,7 @@ from torch.testing import assert_close
 
 from sana_sprint import cluster, storage
 from sana_sprint.training import checkpoints, job, launch
+from sana_sprint.training.job import BLOCKS
 from tests.training.small_job import changed, fit
 
 pytestmark = pytest.mark.e2e
@@ -132,12 +133,14 @@ def kill_a_worker_when(there: Path) -> threading.Thread:
 
 def test_a_killed_worker_and_a_resume_end_at_the_bits_of_a_straight_run(straight, tmp_path, monkeypatch, capfd):
     other = going_on(straight(2), tmp_path)
+    monkeypatch.setenv(BLOCKS, "1")  # after the cluster was started
     killer = kill_a_worker_when(other.checkpoints / f"step-{MIDDLE + 4:07d}")
     run(other, 2, monkeypatch)
     killer.join()
     assert capfd.readouterr().out.count("going on from") == 2
     one, two = (checkpoints.state(made.final)["files"] for made in (straight(2), other))
     assert one == two
+    assert "student/grad_norm_block_00" in storage.read_json(other.curves)
 
 
 def test_latents_that_are_not_finite_on_one_worker_end_all_with_the_one_line(inputs, twenty, tmp_path, monkeypatch):

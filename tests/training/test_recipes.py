@@ -136,6 +136,28 @@ def test_under_autocast_the_derivative_has_the_precision_that_is_asked_for(
     assert least <= error <= most
 
 
+@pytest.mark.parametrize("precision", ["float32", "network"])
+@pytest.mark.parametrize("recipe", ["sprint", "sprint_dmd"])
+def test_under_autocast_every_weight_gets_the_gradient_that_float32_gives_it(
+    latents_folder, distill_params, recipe, precision
+):
+    """Passes without a gradient, as the derivative's, leave no weight in autocast's cache that has lost its history."""
+    made = module(latents_folder, distill_params.model_copy(update={"recipe": recipe, "tangent_precision": precision}))
+
+    def gradients() -> dict[str, Tensor]:
+        made.zero_grad()
+        sum(made.student_losses(seen(latents_folder))[0].values()).backward()
+        named = made.student.transformer.named_parameters()
+        return {name: w.grad.clone() for name, w in named if w.grad is not None and w.grad.any()}
+
+    exact = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = gradients()
+    assert set(mixed) == set(exact)
+    one, other = (torch.cat([found[name].flatten() for name in exact]) for found in (exact, mixed))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.95
+
+
 def test_a_norm_that_counts_entries_weakens_the_constant_beside_it(latents_folder, distill_params):
     """|g| / sqrt(D) meets c where |g| did: the gradient is another one, in size too."""
     plain, by_size = (pull(latents_folder, distill_params, size_invariant_norm=on)[1] for on in (False, True))

@@ -78,6 +78,12 @@ class Recorder:
         told |= {"run": self.parent_id} if step is not None and self.parent_id else {}
         outbox.write(self.folder, told | {"at_ms": int(time.time() * 1000)})
 
+    def text(self, content: str, name: str) -> None:
+        """Records a text file of this name as an artefact."""
+        place = outbox.place_for(self.folder, name)
+        place.write_text(content)
+        outbox.write(self.folder, {"file": str(place.relative_to(self.folder))})
+
     def file(self, path: Path) -> None:
         """Records a file, as it is now, as an artefact."""
         place = outbox.place_for(self.folder, path.name)

@@ -38,6 +38,9 @@ class Recorder(Protocol):
     def picture(self, image: Any, name: str, step: int | None = None) -> None:
         """Records a picture."""
 
+    def text(self, content: str, name: str) -> None:
+        """Records a text file."""
+
 
 def newest(trainer: L.Trainer) -> dict[str, float]:
     """Returns the newest value of every logged metric, as this process knows it."""

@@ -13,13 +13,15 @@ import fcntl
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_sprint import storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from sana_sprint.config import Distill
 
 STATE = "checkpoint.json"
 STOP = "stop-requested"
@@ -32,7 +34,7 @@ class Stopped(Exception):  # noqa: N818  no error
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Within the block this process alone writes checkpoints there. Waits for one that still does, as the workers of a
+    """Within the block this process alone writes there. Waits for one that still does, as the workers of a
     driver that was killed do for some seconds; the system releases what a process that has died had."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
@@ -42,6 +44,11 @@ def owned(folder: Path) -> Iterator[None]:
             sys.stderr.write(f"{folder}: another training still writes here; waiting for its end\n")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def draws_grid(params: Distill, iteration: int) -> bool:
+    """Whether an iteration ends with a grid and its quick score: every `grid_every`-th and the last."""
+    return iteration % params.grid_every == 0 or iteration == params.iterations
 
 
 def best(folder: Path) -> Path | None:
@@ -61,6 +68,13 @@ def forget_after(folder: Path, iteration: int) -> None:
     for path in folder.glob("step-*"):
         if number(path) > iteration:
             shutil.rmtree(path, ignore_errors=True)  # all workers may be at it
+
+
+def code() -> str:
+    """Returns the digest of the code that a training executes."""
+    package = Path(__file__).parents[1]
+    files = sorted(file for part in ("maths", "models", "training") for file in (package / part).glob("*.py"))
+    return storage.digest_of([storage.digest(file) for file in files])
 
 
 def number(path: Path) -> int:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sana_sprint.maths import sample
-from sana_sprint.training import callbacks, health
+from sana_sprint.training import callbacks, checkpoints, health
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -41,8 +41,8 @@ def sheet(pictures: torch.Tensor) -> Image.Image:
 
 
 class Grids(L.Callback):
-    """Draws the averaged student at the start and every `grid_every` iterations into the job's folder and recorder, a
-    row or sheet per step count; logs how much its one-step latents differ, and the job's quick score."""
+    """Draws the averaged student at the start, every `grid_every` iterations and at the end into the job's folder and
+    recorder, a row or sheet per step count; logs how much its one-step latents differ, and the job's quick score."""
 
     def __init__(self, job: Job, vae: AutoencoderDC, text: Text, shape: tuple[int, ...], watch: health.Health) -> None:
         self.job, self.vae, self.text, self.watch = job, vae, text, watch
@@ -84,7 +84,7 @@ class Grids(L.Callback):
     ) -> None:
         """Draws after the iterations that are due. All workers compute, so that all log the same; rank 0 writes."""
         iteration, turn = divmod(batch["step"] + 1, self.job.params.turns)
-        if turn or iteration % self.job.params.grid_every:
+        if turn or not checkpoints.draws_grid(self.job.params, iteration):
             return
         latents = self.latents(pl_module)
         finite = all(x_0.isfinite().all() for x_0 in latents)

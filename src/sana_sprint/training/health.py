@@ -13,13 +13,13 @@ import lightning as L
 import torch
 import torch.distributed
 
-from sana_sprint.training import callbacks, sharding
+from sana_sprint.training import callbacks, checkpoints, sharding
+from sana_sprint.training.job import BLOCKS
 
 if TYPE_CHECKING:
     from sana_sprint.config import Distill
     from sana_sprint.training.distill import Distillation
 
-BLOCKS = "SANA_SPRINT_WATCH_BLOCKS"  # 1: the gradient norm of every block of the student too
 DIVERSITY = "grid/diversity"
 SCORE = "score"
 TANGENT = "student/tangent_norm"
@@ -51,7 +51,7 @@ class Health(L.Callback):
     def __init__(self, params: Distill, state: dict[str, Any] | None = None) -> None:
         """`state` is that of the checkpoint from which the run goes on."""
         self.params, self.limits = params, params.health
-        self.ill_since: dict[str, int] = {}
+        self.ill: dict[str, int] = {}  # fault to iterations: each with it counts one up, each without one down
         self.values: dict[str, float] = {}
         self.resumed = state is not None
         self.best = state["best_score"] if state else 0.0  # mean of a grid, that of the undistilled student included
@@ -61,11 +61,12 @@ class Health(L.Callback):
     @property
     def well(self) -> bool:
         """Whether no fault is running: a checkpoint of this moment is a good one."""
-        return not self.ill_since
+        return not self.ill
 
     def begin(self, scores: dict[str, float]) -> None:
         """Takes the quick scores of the student before its first step: a run must not fall far below them."""
         self.values = on_all_workers(scores)
+        self.look_for_nan()
         self.best = sum(self.values.values()) / max(len(self.values), 1)
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
@@ -101,21 +102,26 @@ class Health(L.Callback):
         if not turn and iteration % self.params.log_every == 0:
             self.log_run(pl_module, batch_idx + 1)
         self.values = on_all_workers(callbacks.newest(trainer))
+        self.look_for_nan()
+        if not turn:
+            self.judge(iteration)
+
+    def look_for_nan(self) -> None:
+        """Raises `Ill` for a value that is not finite."""
         for name, value in self.values.items():
             if not math.isfinite(value):
                 proved = self.proved if name.startswith(("grid/", "score/")) else None
                 sentence = f"{name} is {value}; likely the learning rate is too high: lower {self.rate_of(name)}"
                 raise Ill(sentence, proved)
-        if not turn:
-            self.judge(iteration)
 
     def log_run(self, module: Distillation, steps: int) -> None:
         """Logs the drift |averaged - student| / |student|, images a second (each step sees a batch of its own) and the
         peak memory of this process. `steps` are those since this process began."""
+        norm = torch.linalg.vector_norm
         pairs = zip(module.averaged.parameters(), module.student.parameters(), strict=True)
-        gaps, sizes = zip(*((a.detach() - s.detach(), s.detach()) for a, s in pairs), strict=True)
-        norm = torch.nn.utils.get_total_norm
-        module.log("student/drift", sharding.whole(norm(gaps) / norm(sizes)))
+        norms = [(norm(a.detach() - s.detach()), norm(s.detach())) for a, s in pairs]  # one gap at a time in memory
+        gap, size = (norm(torch.stack([sharding.whole(one) for one in each])) for each in zip(*norms, strict=True))
+        module.log("student/drift", gap / size)
         (before, since), now = self.measured, time.monotonic()
         self.measured = (steps, now)
         module.log("images_per_s", (steps - before) * self.params.global_batch / (now - since))
@@ -126,18 +132,19 @@ class Health(L.Callback):
         module.log("peak_memory_mb", float(peak))
 
     def judge(self, iteration: int) -> None:
-        """Raises `Ill` for a fault that has lasted as long as the params allow; in the last iteration two are enough,
-        and one grid is when it shows one picture or scores far below an earlier one."""
+        """Raises `Ill` for a fault that has lasted as long as the params allow, a good iteration among bad ones being
+        worth one of them; in the last iteration two are enough, and one grid is when it shows one picture or scores far
+        below an earlier one."""
         faults, patience = self.faults(), self.limits.patience_iterations
         if iteration == self.params.iterations:
             patience = min(patience, 2)
-        self.ill_since = {name: self.ill_since.get(name, iteration) for name in faults}
-        for name, since in self.ill_since.items():
-            lasted = iteration - since + 1
-            if name in (DIVERSITY, SCORE) or lasted >= patience:
-                sentence = faults[name].format(lasted=f"for {lasted} iterations")
-                raise Ill(sentence, self.proved if name in (DIVERSITY, SCORE) else None)
-        if iteration % self.params.grid_every == 0:
+        counts = {name: self.ill.get(name, 0) + (1 if name in faults else -1) for name in self.ill | faults}
+        self.ill = {name: count for name, count in counts.items() if count > 0}
+        for name, sentence in faults.items():
+            if name in (DIVERSITY, SCORE) or self.ill[name] >= patience:
+                told = sentence.format(lasted=f"for {self.ill[name]} iterations")
+                raise Ill(told, self.proved if name in (DIVERSITY, SCORE) else None)
+        if checkpoints.draws_grid(self.params, iteration):
             self.proved = iteration
 
     def faults(self) -> dict[str, str]:
@@ -159,13 +166,13 @@ class Health(L.Callback):
         if deviation > limits.sample_std_max:
             found["student/sample_std"] = (
                 f"the deviation of the student's latents stays above {limits.sample_std_max:g} {{lasted}} (now "
-                f"{deviation:.3g}, that of data is 1): it draws noise; lower distill.student.lr or distill.ladd_weight"
+                f"{deviation:.3g}, that of data is 1): it draws noise; lower {self.levers('distill.student.lr')}"
             )
         if values.get(DIVERSITY, 1.0) < limits.diversity_min:
             found[DIVERSITY] = (
                 f"all captions give nearly one picture: the grid's diversity is {values[DIVERSITY]:.3g}, below "
-                f"{limits.diversity_min:g}; likely the captions or pictures of data/raw repeat, or LADD outweighs sCM: "
-                "look at data/reports/validation, or lower distill.ladd_weight; pictures that are alike by nature need "
+                f"{limits.diversity_min:g}; likely the captions or pictures of data/raw repeat, or {self.cause()}: "
+                f"look at data/reports/validation, or lower {self.levers()}; pictures that are alike by nature need "
                 "a lower distill.health.diversity_min"
             )
         scores = [value for name, value in values.items() if name.startswith("score/")]
@@ -174,23 +181,41 @@ class Health(L.Callback):
         if scores and score < limits.score_kept_min * self.best:
             found[SCORE] = (
                 f"the quick score fell from {self.best:.3f} to {score:.3f}: the student forgets what it could draw; "
-                "lower distill.student.lr, distill.ladd_weight or distill.time.mean"
+                f"lower {self.levers('distill.student.lr', 'distill.time.mean')}"
             )
         return found
 
     def norms(self) -> dict[str, str]:
         """Returns the faults of gradient and tangent norms, as `faults` does. A small network at a low rate shows time
-        as 1000 t in its tangent alone."""
+        as 1000 t in its tangent alone; a critic, which takes no derivative along time, shows nothing of it."""
         largest = {name: self.limits.grad_norm_max for name in self.values if name.endswith("/grad_norm")}
         if self.limits.tangent_norm_max and TANGENT in self.values:
             largest[TANGENT] = self.limits.tangent_norm_max
+        of_student = (
+            "time reaches the network as 1000 t, the teacher lacks QK-norm, or the rate is too high: fine-tune the "
+            "teacher by stage teacher, or lower"
+        )
         return {
-            name: f"{name} stays above {limit:g} {{lasted}} (now {self.values[name]:.3g}); likely time reaches the "
-            "network as 1000 t, the teacher lacks QK-norm, or the rate is too high: fine-tune the teacher by stage "
-            f"teacher, or lower {self.rate_of(name)}"
+            name: f"{name} stays above {limit:g} {{lasted}} (now {self.values[name]:.3g}); likely "
+            f"{of_student if name.startswith('student/') else 'the rate is too high: lower'} {self.rate_of(name)}"
             for name, limit in largest.items()
             if self.values[name] > limit
         }
+
+    def cause(self) -> str:
+        """Returns what outweighs what in the student's loss where its pictures collapse."""
+        named = {"ladd": "LADD", "dmd": "distribution matching"}
+        strong = " or ".join(word for term, word in named.items() if term in self.params.terms)
+        if not strong:
+            return "the student's rate is too high"
+        return f"{strong} outweighs sCM" if "scm" in self.params.terms else f"{strong} is too strong"
+
+    def levers(self, *first: str) -> str:
+        """Returns keys to lower: those given and the weights that the recipe has beside sCM's, or else the rate."""
+        weights = {"ladd": "distill.ladd_weight", "dmd": "distill.dmd.weight"}
+        keys = [*first, *(key for term, key in weights.items() if term in self.params.terms)]
+        *most, last = keys or ["distill.student.lr"]
+        return f"{', '.join(most)} or {last}" if most else last
 
     @staticmethod
     def rate_of(metric: str) -> str:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Scorer = Callable[[SanaTransformer2DModel], dict[str, float]]
 
 
+BLOCKS = "SANA_SPRINT_WATCH_BLOCKS"  # 1: the gradient norm of every block of the student too
+
+
 @dataclass(frozen=True)
 class Job:
     """What a worker needs: absolute folders, params, where to record, and what scores a student on the way."""

@@ -36,6 +36,7 @@ def run(job: Job) -> Path:
 
     from sana_sprint.models import passes
     from sana_sprint.training import checkpoints
+    from sana_sprint.training.job import BLOCKS
 
     if job.finished():
         return job.final
@@ -50,7 +51,7 @@ def run(job: Job) -> Path:
                 "job": ray.put(job),  # a reference: the controller would import all that a job is made of
                 "cores": place.cores_each,
                 "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1",
-                "switches": {name: value for name, value in os.environ.items() if name in passes.SWITCHES},
+                "switches": {k: v for k, v in os.environ.items() if k in (*passes.SWITCHES, BLOCKS)},
             },
             scaling_config=ScalingConfig(
                 num_workers=place.workers,

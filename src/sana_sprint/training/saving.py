@@ -94,9 +94,9 @@ def restore(path: Path, module: Trained, optimizers: list[torch.optim.Optimizer]
 
 
 class Checkpoints(L.Callback):
-    """Restores at the start, saves every `checkpoint_every` iterations and at the end, by rank 0, with the curves so
-    far. While a fault is running nothing is saved; what was due then is saved as soon as the run is well. A file STOP
-    in the folder asks for a checkpoint now and the end of the run."""
+    """Restores at the start, saves every `checkpoint_every` iterations, with every grid and at the end, by rank 0, with
+    the curves so far. While a fault is running nothing is saved; what was due then is saved as soon as the run is well.
+    A file STOP in the folder asks for a checkpoint now and the end of the run."""
 
     def __init__(self, folder: Path, source: Path | None, key: str, params: Distill, health: Health) -> None:
         self.folder, self.source, self.key, self.params, self.health = folder, source, key, params, health
@@ -117,7 +117,9 @@ class Checkpoints(L.Callback):
             return
         stop = trainer.strategy.broadcast((self.folder / checkpoints.STOP).exists())
         last = iteration == self.params.iterations
-        self.due = self.due or stop or last or iteration % self.params.checkpoint_every == 0
+        self.due |= (
+            stop or checkpoints.draws_grid(self.params, iteration) or iteration % self.params.checkpoint_every == 0
+        )
         if self.due and (last or self.health.well):
             self.due = False
             with nullcontext() if last else callbacks.despite_full_disk(f"checkpoint of iteration {iteration}"):
@@ -133,9 +135,9 @@ class Checkpoints(L.Callback):
             return
         for curves in (c for c in trainer.callbacks if isinstance(c, callbacks.Curves)):  # type: ignore[attr-defined]
             curves.save()
-        drawn = iteration % self.params.grid_every == 0  # else the scores are those of an earlier student
+        drawn = checkpoints.draws_grid(self.params, iteration)  # else the scores are those of an earlier student
         scores = {n: v for n, v in self.health.values.items() if drawn and n.startswith("score/")}
         state = {"iteration": iteration, "attempt": module.attempt, "key": self.key, "scores": scores}
         state |= {"best_score": self.health.best, "proved": self.health.proved}
-        state |= {"workers": module.share.world, "threads": torch.get_num_threads()}
+        state |= {"workers": module.share.world, "threads": torch.get_num_threads(), "code": checkpoints.code()}
         save(self.folder, module, trainer.optimizers, state, self.params.keep_checkpoints, shards)
