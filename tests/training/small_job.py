@@ -51,6 +51,23 @@ class Inputs:
         return job.Job(**(made | changes))
 
 
+class Record:
+    """What a run records in pictures, as bytes by name and step, and in words."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[tuple[str, int | None], bytes] = {}
+        self.texts: dict[str, str] = {}
+
+    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def picture(self, image: Any, name: str, step: int | None = None) -> None:
+        self.pictures[name, step] = image.tobytes()
+
+    def text(self, content: str, name: str) -> None:
+        self.texts[name] = content
+
+
 def fit(made: job.Job) -> None:
     """Runs the job in this process, on one CPU worker."""
     attempts.fit(made, draws.Share(0, 1), lambda: {"accelerator": "cpu", "devices": 1})

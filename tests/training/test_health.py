@@ -22,7 +22,7 @@ from sana_sprint.models import bundle, networks
 from sana_sprint.models.networks import Text
 from sana_sprint.training import batches, callbacks, checkpoints, distill, draws, flow, health
 from tests.training import small_job
-from tests.training.small_job import changed, fit
+from tests.training.small_job import Record, changed, fit
 
 ONE = draws.Share(0, 1)
 WATCHED = {
@@ -36,22 +36,6 @@ WATCHED = {
 SMOKE = Path("profiles/smoke.yaml")
 EXPLODING = {"health__sample_std_max": 1e9, "health__tangent_norm_max": None}  # until something is not finite
 PLAIN_PICTURE = torch.tensor([1.0, -1.0, 0.5, -0.5])[:, None, None]
-
-
-class Texts:
-    """What a run records in words."""
-
-    def __init__(self):
-        self.texts = {}
-
-    def metrics(self, values, step=None):
-        pass
-
-    def picture(self, image, name, step=None):
-        pass
-
-    def text(self, content, name):
-        self.texts[name] = content
 
 
 def curves(made):
@@ -121,7 +105,7 @@ def test_blocks_are_not_watched_unless_asked(inputs, distill_params, tmp_path, m
 def test_a_learning_rate_of_100_times_ends_in_returns_and_a_diagnosis(inputs, distill_params, tmp_path, capsys):
     rate = 100 * distill_params.student.lr
     params = changed(distill_params, iterations=12, student__lr=rate, student__warmup_steps=0, **EXPLODING)
-    record = Texts()
+    record = Record()
     made = inputs.job(tmp_path, params, recorder=record)
     with pytest.raises(ValueError, match=r"^ill 3 times, given up: student/\w+ is .*: lower distill.student.lr$"):
         fit(made)

@@ -18,7 +18,7 @@ from sana_sprint import storage
 from sana_sprint.data.loader import Latents
 from sana_sprint.models import networks
 from sana_sprint.training import checkpoints, distill, draws, grids, sharding
-from tests.training.small_job import changed, fit
+from tests.training.small_job import Record, changed, fit
 
 
 @pytest.fixture
@@ -87,22 +87,9 @@ def test_curves_of_a_stopped_job_are_those_of_a_straight_one(inputs, stopping, t
         assert other[name] == (one[name] if name != "grid/diversity" else one[name][::2])  # between grids old news
 
 
-class Album:
-    """A recorder of pictures."""
-
-    def __init__(self):
-        self.pictures = {}
-
-    def metrics(self, values, step=None):
-        pass
-
-    def picture(self, image, name, step=None):
-        self.pictures[name, step] = image.tobytes()
-
-
 def test_the_pictures_of_a_run_that_goes_on_begin_at_the_undistilled_student_too(inputs, stopping, tmp_path):
     """In MLflow they are series of another command, and its page shows the first of a series at step 0."""
-    before, after, params = Album(), Album(), changed(stopping, grid_every=2)
+    before, after, params = Record(), Record(), changed(stopping, grid_every=2)
     made = inputs.job(tmp_path, params, recorder=before, scorer=at_the_grid(lambda: ask_to_stop(made)))
     made.checkpoints.mkdir(parents=True)
     fit(made)
