@@ -64,13 +64,18 @@ def stale(names: list[str]) -> list[str]:
 
 
 def run_seeds(names: list[str], seeds: list[int]) -> None:
-    """Runs seeds of variants, one a core at once, on a GPU one after the other. Exits with 1 after the others where one
-    of them failed."""
+    """Runs seeds of variants, one a core at once, on a GPU one after the other. Where one of them failed, names it
+    after the others are done and exits with 1."""
     pairs = [(name, seed) for name in names for seed in seeds]
     at_once = 1 if shutil.which("nvidia-smi") else len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(at_once) as pool:
-        if any(list(pool.map(lambda pair: process_of(*pair), pairs))):
-            raise SystemExit(1)
+        codes = list(pool.map(lambda pair: process_of(*pair), pairs))
+    failed = [pair for pair, code in zip(pairs, codes, strict=True) if code]
+    if failed:
+        said = ", ".join(f"{name} seed {seed}" for name, seed in failed)
+        whole = " ".join(name for name in names if name not in dict(failed))
+        rest = f'; `make ablation VARIANTS="{whole}"` makes the table without them' if whole else ""
+        raise SystemExit(f"ablation: failed, see above: {said}; what is done stays done{rest}")
 
 
 def process_of(name: str, seed: int) -> int:

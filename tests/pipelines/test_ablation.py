@@ -91,7 +91,7 @@ def test_seeds_share_the_cores_across_variants_and_one_that_fails_stops_none(mon
     monkeypatch.setattr(variant, "process_of", process_of)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r'failed, see above: a seed 0; .* `make ablation VARIANTS="b"` makes the tab'):
         variant.run_seeds(["a", "b"], [0, 1, 2])
     assert sorted(done) == [(name, seed) for name in "ab" for seed in (0, 1, 2)]
 

@@ -177,16 +177,19 @@ def driver_of(made: job.Job, root: Path, workers: int) -> tuple[subprocess.Popen
         return subprocess.Popen(words, env=alone, stdout=log, stderr=log, start_new_session=True), root / "log"
 
 
-def test_after_a_killed_driver_another_goes_on_at_once_to_the_bits_of_a_straight_run(straight, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_killed_driver_another_goes_on_at_once_to_the_bits_of_a_straight_run(
+    straight, tmp_path, monkeypatch, workers
+):
     """The workers of the killed one live on for a while, and still write."""
-    other = going_on(straight(1), tmp_path)
-    driver, _ = driver_of(other, tmp_path, 1)
+    other = going_on(straight(workers), tmp_path)
+    driver, _ = driver_of(other, tmp_path, workers)
     wait_until((other.checkpoints / f"step-{MIDDLE + 2:07d}").exists)
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    run(other, 1, monkeypatch)
-    one, two = (checkpoints.state(made.final)["files"] for made in (straight(1), other))
+    run(other, workers, monkeypatch)
+    one, two = (checkpoints.state(made.final)["files"] for made in (straight(workers), other))
     assert one == two
     assert list(other.checkpoints.glob(f"{storage.UNFINISHED}*")) == []
     assert psutil.wait_procs(below, timeout=GONE_S)[1] == []

@@ -98,6 +98,12 @@ def dict_of(curves):
     return {(name, step): value for name, points in curves.items() for step, value in points}
 
 
+def test_one_worker_sees_the_losses_of_two_in_every_term(inputs, done, params, tmp_path):
+    alone = inputs.job(tmp_path, params, scorer=by_drawing())
+    fit(alone)
+    assert_alike(done("0"), alone)
+
+
 def test_sharded_networks_see_the_losses_of_whole_ones(done):
     assert_alike(done("0"), done("1"))
 

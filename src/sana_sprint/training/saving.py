@@ -103,7 +103,15 @@ class Checkpoints(L.Callback):
         self.due = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
-        """Loads the checkpoint to continue from."""
+        """Loads the checkpoint to continue from. Raises RuntimeError, after which Ray starts the workers again, where
+        this worker sees another one than the first: weights would be the first's, moments and draws its own."""
+        own = self.source.name if self.source else "none"
+        first = trainer.strategy.broadcast(own)
+        if own != first:
+            raise RuntimeError(
+                f"{self.folder}: the newest whole checkpoint is {own} to worker {trainer.global_rank} and {first} to "
+                "the first; all workers must see one folder, and at once: put it on storage that they share"
+            )
         if self.source:
             restore(self.source, pl_module, trainer.optimizers)
 

@@ -1,0 +1,52 @@
+"""Two workers whose folders do not show the same, as on hosts without shared storage or with a stale view of it."""
+
+import dataclasses
+import pickle
+import shutil
+import subprocess
+import sys
+
+from sana_sprint.training import checkpoints
+from tests.training.small_job import changed, fit
+
+WORKER = """
+import os, pickle, sys
+from pathlib import Path
+from sana_sprint.training import attempts, draws
+rank = int(os.environ["RANK"])
+made = pickle.loads(Path(sys.argv[1 + rank]).read_bytes())
+ways = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_find_unused_parameters_true"}
+attempts.fit(made, draws.Share(rank, 2), lambda: ways)
+"""
+
+
+def two_workers(tmp_path, jobs):
+    """Runs two processes of one process group, each with its own job."""
+    files = []
+    for rank, made in enumerate(jobs):
+        files.append(tmp_path / f"{rank}.pickle")
+        files[-1].write_bytes(pickle.dumps(made))
+    (tmp_path / "worker.py").write_text(WORKER)
+    group = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*group, tmp_path / "worker.py", *files], capture_output=True, text=True, check=False)
+
+
+def test_workers_that_see_other_checkpoints_do_not_train_on(inputs, distill_params, tmp_path):
+    params = changed(distill_params, iterations=4, heads__virtual_batch=4)
+    first = inputs.job(tmp_path / "0", params)
+    fit(first)
+    shutil.rmtree(first.final)
+    shutil.copytree(first.checkpoints, tmp_path / "1/checkpoints")
+    second = dataclasses.replace(first, checkpoints=tmp_path / "1/checkpoints")
+    (stale,) = second.checkpoints.glob("step-*")
+    stale.rename(aside := tmp_path / stale.name)
+
+    done = two_workers(tmp_path, [first, second])
+    assert done.returncode
+    assert f"{second.checkpoints}: the newest whole checkpoint is none to worker 1 and {stale.name} to" in done.stderr
+    assert [path.name for path in first.checkpoints.glob("step-*")] == [stale.name]
+
+    aside.rename(stale)
+    done = two_workers(tmp_path, [first, second])
+    assert done.returncode == 0, done.stderr
+    assert checkpoints.newest(first.checkpoints, first.key) == first.final
