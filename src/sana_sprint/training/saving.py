@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L
@@ -28,11 +28,21 @@ if TYPE_CHECKING:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yields `path` and turns what safetensors and torch raise for a full disk into the OSError that it is."""
+    """Yields `path` and turns what safetensors and torch raise for a full disk into the OSError that it is: torch's own
+    words are of positions in the file."""
     try:
         yield path
     except (SafetensorError, RuntimeError) as error:
-        raise OSError(f"{path}: {error}") from error
+        raise OSError(f"{path} could not be written, the disk may be full ({error})") from error
+
+
+@contextmanager
+def needed() -> Iterator[None]:
+    """Adds what to do where the run cannot go on without what is written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{error}; free space and start again: it goes on from the checkpoint before") from error
 
 
 def save(
@@ -130,7 +140,7 @@ class Checkpoints(L.Callback):
         )
         if self.due and (last or self.health.well):
             self.due = False
-            with nullcontext() if last else callbacks.despite_full_disk(f"checkpoint of iteration {iteration}"):
+            with needed() if last else callbacks.despite_full_disk(f"checkpoint of iteration {iteration}"):
                 self.save(trainer, pl_module, iteration)
             trainer.strategy.barrier()
         if stop and not last:
