@@ -14,8 +14,7 @@ def main() -> None:
     parser.add_argument("--size", required=True)
     size = parser.parse_args().size
     params, sampling = config.load(config.Prune), config.load(config.Sampling)
-    trig = config.load(config.TrigFlow)
-    judged = config.load(config.Evaluate)
+    trig, judged = config.load(config.TrigFlow), config.load(config.Evaluate)
     with track.stage("prune", size, prune=params, sampling=sampling, evaluate=judged, trigflow=trig) as run:
         from sana_sprint.data.loader import Latents
         from sana_sprint.evaluation import quick
@@ -25,12 +24,15 @@ def main() -> None:
         threads.use_fastest()
         teacher, latents = Path("data/models/teacher"), Path("data/latents")
         data = Latents(latents, "train")
-        raw, judge = Path("data/raw"), Path("data/models/judge")
-        score = quick.Score(judged, sampling, trig.sigma_d, teacher, raw, judge, params.score_prompts)
+        score = quick.Score(
+            judged, sampling, trig.sigma_d, teacher, Path("data/raw"), Path("data/models/judge"), params.score_prompts
+        )
         before = bundle.load_transformer(teacher)
         metrics = {f"before/{k}": v for k, v in score.of_teacher(before).items()}
         cut, importances = shrink.cut(params, wanted(params, size), before, data)
         metrics |= importances | {f"cut/{k}": v for k, v in score.of_student(cut.network).items()}
+        del before  # a teacher; healing loads its own
+        score.rest()
         from sana_sprint.training import callbacks, kept  # with Lightning, which takes seconds, only now
 
         keep = kept.of(f"prune/{size}", [teacher, latents], params)

@@ -238,8 +238,9 @@ class Judge(Section):
 
 
 class Kept(Section):
-    """How often the state of a training is kept, in its steps or iterations, and how many states stay."""
+    """A training's precision, how often its state is kept, in its steps or iterations, and how many states stay."""
 
+    precision: Literal["32-true", "bf16-mixed"]
     checkpoint_every: Positive
     keep_checkpoints: Positive
 
@@ -252,7 +253,6 @@ class Teacher(Kept):
     """Stage teacher: fine-tune with dense time and QK-norm, all layers together."""
 
     seed: NonNegative
-    precision: Literal["32-true", "bf16-mixed"]
     flow: Flow
 
 
@@ -354,7 +354,6 @@ class Distill(Kept):
     seed: NonNegative
     recipe: Literal["sprint", "sprint_dmd", "scm_dmd", "ladd_dmd", "scm", "ladd", "dmd"]
     latents: Literal["data", "teacher"]  # of pictures, or drawn by the teacher for their captions
-    precision: Literal["32-true", "bf16-mixed"]
     tangent_precision: Literal["float32", "network"]
     iterations: Positive
     global_batch: Positive

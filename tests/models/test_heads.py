@@ -37,6 +37,15 @@ def test_features_are_the_outputs_of_the_tapped_blocks() -> None:
     assert not any(block._forward_hooks for block in network.transformer_blocks), "no hook stays behind"
 
 
+def test_blocks_after_the_last_tapped_one_do_not_run_and_stay_in_place() -> None:
+    network, ran = teacher(), []
+    for index, block in enumerate(network.transformer_blocks):
+        block.register_forward_hook(lambda _m, _i, _o, index=index: ran.append(index))
+    heads.features(network, [0, 1], tiny.latents(), TIMES, tiny.text())
+    assert ran == [0, 1]
+    assert len(network.transformer_blocks) == 4
+
+
 def test_features_see_the_flow_interpolant_of_the_latents() -> None:
     network, text, x, seen = teacher(), tiny.text(), tiny.latents(), []
     network.patch_embed.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))

@@ -143,7 +143,7 @@ def test_time_embedding_stays_float32_under_autocast(make) -> None:
     network = make()
     reference = time_embedding(network, t, autocast=False)
     coarse = time_embedding(network, t, autocast=True)
-    networks.time_in_float32(network)
+    networks.keep_float32(network)
     fine = time_embedding(network, t, autocast=True)
     assert fine.dtype == torch.float32
     assert torch.equal(fine, reference)
@@ -157,7 +157,7 @@ def test_time_in_float32_holds_in_the_whole_network_and_changes_nothing_without_
     network.time_embed.linear.register_forward_hook(lambda _m, _i, output: seen.append(output))
     with torch.no_grad():
         plain = networks.flow_velocity(network, text, GUIDANCE)(x, TIMES / 2)
-        networks.time_in_float32(network)
+        networks.keep_float32(network)
         assert torch.equal(networks.flow_velocity(network, text, GUIDANCE)(x, TIMES / 2), plain)
         with torch.autocast("cpu", torch.bfloat16):
             networks.flow_velocity(network, text, GUIDANCE)(x, TIMES / 2)
@@ -167,7 +167,7 @@ def test_time_in_float32_holds_in_the_whole_network_and_changes_nothing_without_
 
 def test_time_in_float32_survives_a_copy_without_sharing_weights() -> None:
     network = student().transformer
-    networks.time_in_float32(network)
+    networks.keep_float32(network)
     twin = copy.deepcopy(network)
     t = torch.tensor([0.5])
     before = time_embedding(twin, t, autocast=False)
@@ -211,7 +211,7 @@ def test_derivative_with_still_weights_is_pytorch_s_own(patch: int) -> None:
 
 def test_derivative_in_float32_agrees_with_float64() -> None:
     pupil, text, x, dxdt = student(), tiny.text(), SIGMA * tiny.latents(), tiny.latents(seed=9)
-    networks.time_in_float32(pupil.transformer)
+    networks.keep_float32(pupil.transformer)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         single = scm.derivative(pupil.velocity(text, GUIDANCE), x, TIMES, dxdt, SIGMA)
     twin = Student(SanaTransformer2DModel.from_config(pupil.transformer.config))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from sana_sprint import cluster, storage
-from sana_sprint.training import checkpoints, job, launch
+from sana_sprint.training import checkpoints, draws, job, launch
 from sana_sprint.training.job import BLOCKS
 from tests.training.small_job import changed, fit
 
@@ -153,9 +153,18 @@ def test_latents_that_are_not_finite_on_one_worker_end_all_with_the_one_line(inp
         launch.run(inputs.job(tmp_path, twenty, latents=latents))
 
 
-def test_the_stage_s_switches_reach_the_workers_who_say_what_is_wrong_with_them(inputs, twenty, tmp_path, monkeypatch):
-    monkeypatch.setenv("SANA_SPRINT_COMPILE", "yes")  # after the cluster was started
-    with pytest.raises(ValueError, match=r"^distillation of tiny stopped: SANA_SPRINT_COMPILE=yes: must be 1 or 0$"):
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("SANA_SPRINT_COMPILE", "yes", "SANA_SPRINT_COMPILE=yes: must be 1 or 0"),
+        (draws.MICRO_BATCH, "0", "SANA_SPRINT_MICRO_BATCH=0: must be a positive number of rows"),
+    ],
+)
+def test_the_stage_s_switches_reach_the_workers_who_say_what_is_wrong_with_them(
+    inputs, twenty, tmp_path, monkeypatch, name, value, told
+):
+    monkeypatch.setenv(name, value)  # after the cluster was started
+    with pytest.raises(ValueError, match=rf"^distillation of tiny stopped: {told}$"):
         run(inputs.job(tmp_path, twenty), 1, monkeypatch)
 
 

@@ -67,7 +67,7 @@ def seen(latents_folder, iteration=10, turn=0):
     """Returns what a step sees: one batch at fixed draws."""
     batch = batches.Pairs(Latents(latents_folder, "train"), 8, 0, 1, ONE)[0]
     x_0, misaligned = batch["x_0"] * SIGMA_D, batch["misaligned"] * SIGMA_D
-    return distill.Seen(x_0, misaligned, draws.text_of(batch), draws.Draws(0, 0, 8, ONE, "cpu"), iteration, turn)
+    return batches.Seen(x_0, misaligned, draws.text_of(batch), draws.Draws(0, 0, 8, ONE, "cpu"), iteration, turn)
 
 
 def test_every_recipe_is_told_here():

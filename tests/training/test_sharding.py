@@ -1,4 +1,7 @@
-"""Networks spread over two Ray workers (FSDP2 over gloo): the losses of whole ones, checkpoints that fit any number."""
+"""Networks spread over two Ray workers (FSDP2 over gloo): the losses of whole ones, checkpoints that fit any number.
+
+The workers compute a step in two passes, and their teacher's last block is of no use to the heads; one process alone
+takes the whole batch at once."""
 
 import dataclasses
 import shutil
@@ -11,7 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sana_sprint import cluster, storage
-from sana_sprint.training import checkpoints, job, launch
+from sana_sprint.training import checkpoints, draws, job, launch
 from tests.training.small_job import changed, fit
 from tests.training.test_ray import NOT_LOSSES, kill_a_worker_when
 
@@ -30,7 +33,8 @@ def joined():
 def params(distill_params):
     """Params of a few iterations of every term, each with a checkpoint."""
     often = {"checkpoint_every": 2, "keep_checkpoints": ITERATIONS, "grid_every": 4, "log_every": 1}
-    return changed(distill_params, iterations=ITERATIONS, recipe="sprint_dmd", heads__virtual_batch=4, **often)
+    heads = {"heads__virtual_batch": 2, "heads__blocks": [0]}
+    return changed(distill_params, iterations=ITERATIONS, recipe="sprint_dmd", **heads, **often)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,7 @@ def run(made: job.Job, shard: str) -> job.Job:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SANA_SPRINT_WORKERS", "2")
         patch.setenv("SANA_SPRINT_SHARD", shard)
+        patch.setenv(draws.MICRO_BATCH, "2")
         assert launch.run(made) == made.final
     return made
 

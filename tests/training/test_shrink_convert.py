@@ -63,7 +63,7 @@ def loss(module, data):
     batch = draws.Batches(data, 16, 0, 1, draws.Share(0, 1))[0]
     numbers = draws.Draws(0, 0, 16, draws.Share(0, 1), "cpu")
     s_B, z = numbers.uniform(), numbers.normal(*batch["x_0"].shape[1:])
-    return module.loss(batch, batch["x_0"], z, s_B, numbers)
+    return module.loss(draws.text_of(batch), batch["x_0"], z, s_B, numbers)
 
 
 def healing(params, cut, teacher, data, **changes):

@@ -3,14 +3,15 @@ it.
 
 A file's key covers the shard's bytes (or the captions), the encoder's weights, resolution, dtype, prompt
 settings and this module's source, so a stale file cannot be taken for a fresh one. Latents are stored as SANA
-has them: autoencoder output * scaling_factor, (N, C, H, W) float32. Text goes through the stock pipeline's
-own code. Used by the stage encode.
+has them: autoencoder output * scaling_factor, (N, C, H, W) float32, a file per shard. Text goes through the stock
+pipeline's own code; its embeddings are stored in files of at most PORTION captions, so that a kill loses one file's
+and memory holds one file's. Used by the stage encode.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +32,17 @@ if TYPE_CHECKING:
 
 KEY_DIGITS = 12
 TEXT_PARTS = ("tokenizer", "text_encoder")
+PORTION = 512  # captions per file of embeddings: 0.7 GB of SANA's 300 x 2304 bfloat16, 2 GB of memory while written
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Files that data/latents must hold: each shard's by name, and the captions' one, with the sentences in
-    order.
+    """Files that data/latents must hold: each shard's by name, and the captions' with the rows of `sentences` in
+    each.
     """
 
     files: dict[str, str]
-    captions_file: str
+    captions_files: dict[str, range]
     sentences: list[str]
     source_sha256: dict[str, str]
     key: str
@@ -56,16 +58,17 @@ def encode(params: Encode, sampling: Sampling, raw: Path, foundation: Path, out:
     plan = planned(params, sampling, rows, raw, foundation)
     out.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard, file in plan.files.items() if not whole(out / file)]
-    if missing or not whole(out / plan.captions_file):
+    missing_text = [file for file in plan.captions_files if not whole(out / file)]
+    if missing or missing_text:
         pipeline = load(foundation, params)
-        if not whole(out / plan.captions_file):
-            write_text(pipeline, params, sampling, plan.sentences, out / plan.captions_file)
+        if missing_text:
+            write_text(pipeline, params, sampling, plan, missing_text, out)
         for shard in missing:
             part = [row for row in rows if row.shard == shard]
             write_shard(pipeline, params, part, plan, raw, out)
     counts = {shard: sum(row.shard == shard for row in rows) for shard in plan.files}
     storage.write_json(out / loader.INDEX, index(plan, rows, counts, foundation))
-    keep = {loader.INDEX, plan.captions_file, *plan.files.values()}
+    keep = {loader.INDEX, *plan.captions_files, *plan.files.values()}
     for stale in out.iterdir():
         if stale.name not in keep:
             stale.unlink()
@@ -103,8 +106,20 @@ def planned(params: Encode, sampling: Sampling, rows: Sequence[manifest.Row], ra
         name: f"{Path(name).stem}-{short([source, params.dtype, text_key, vae, digest, size])}.safetensors"
         for name, digest in digests.items()
     }
-    captions_file = f"captions-{text_key}.safetensors"
-    return Plan(files, captions_file, sentences, digests, short([captions_file, sorted(files.values())]))
+    captions_files = {
+        f"captions-{text_key}-{rows.start}-{rows.stop}.safetensors": rows
+        for rows in portions(len(sentences), params.batch)
+    }
+    key = short([*captions_files, *sorted(files.values())])
+    return Plan(files, captions_files, sentences, digests, key)
+
+
+def portions(count: int, batch: int) -> list[range]:
+    """Returns the rows of `count` sentences that share a file: the first, which is embedded alone, then whole batches,
+    so that a sentence's neighbours in its batch are the same in whatever portions.
+    """
+    size = max(PORTION // batch, 1) * batch
+    return [range(*pair) for pair in pairwise([0, *range(1 + size, count, size), count])]
 
 
 def short(content: Any) -> str:
@@ -134,7 +149,7 @@ def index(plan: Plan, rows: Sequence[manifest.Row], counts: dict[str, int], foun
             }
             for name, file in plan.files.items()
         ],
-        "captions_file": plan.captions_file,
+        "captions_files": [{"file": file, "count": len(rows)} for file, rows in plan.captions_files.items()],
         "captions": plan.sentences,
         "scaling_factor": storage.read_json(foundation / "vae" / "config.json")["scaling_factor"],
         "key": plan.key,
@@ -190,14 +205,28 @@ def latent(pipeline: Any, pixels: np.ndarray) -> Tensor:
     return (pipeline.vae.encode(images).latent.float() * pipeline.vae.config.scaling_factor).cpu()
 
 
-def write_text(pipeline: Any, params: Encode, sampling: Sampling, sentences: list[str], path: Path) -> None:
-    """Writes the embeddings of all sentences; the first is the empty one."""
-    starts = tqdm(range(1, len(sentences), params.batch), desc="encode captions", mininterval=3)
-    some = (embed(pipeline, sampling, sentences[start : start + params.batch]) for start in starts)
-    parts = [embed_null(pipeline, sampling), *some]
-    embeds, mask = (torch.cat(tensors).contiguous() for tensors in zip(*parts, strict=True))
-    with storage.whole_file(path) as unfinished:
-        save_file({"embeds": embeds, "mask": mask}, unfinished)
+def write_text(pipeline: Any, params: Encode, sampling: Sampling, plan: Plan, files: Sequence[str], out: Path) -> None:
+    """Writes some of the files of embeddings, one after the other."""
+    total = sum(len(plan.captions_files[file]) for file in files)
+    with tqdm(total=total, desc="encode captions", mininterval=3) as bar:
+        for file in files:
+            parts = []
+            for part in embedded(pipeline, params, sampling, plan.sentences, plan.captions_files[file]):
+                parts.append(part)
+                bar.update(len(part[0]))
+            embeds, mask = (torch.cat(tensors).contiguous() for tensors in zip(*parts, strict=True))
+            with storage.whole_file(out / file) as unfinished:
+                save_file({"embeds": embeds, "mask": mask}, unfinished)
+
+
+def embedded(
+    pipeline: Any, params: Encode, sampling: Sampling, sentences: list[str], rows: range
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields embeddings and mask of rows of `sentences`, batch by batch; the first is the empty one."""
+    if rows.start == 0:
+        yield embed_null(pipeline, sampling)
+    for start in range(max(rows.start, 1), rows.stop, params.batch):
+        yield embed(pipeline, sampling, sentences[start : start + params.batch])
 
 
 def write_shard(pipeline: Any, params: Encode, rows: Sequence[manifest.Row], plan: Plan, raw: Path, out: Path) -> None:

@@ -1,13 +1,14 @@
 """Cached latents and text embeddings as tensors, and batches that are a pure function of seed and step.
 
 Latents are (N, C, H, W) float32 of SANA's scale (autoencoder output * scaling_factor, not multiplied by
-sigma_d). Embeddings are (B, L, D) with mask (B, L). Used by the stages teacher, prune, convert and distill.
+sigma_d). Embeddings are (B, L, D) with mask (B, L). Both stay in their files, memory-mapped: a process holds the rows
+it asks for and not the corpus. Used by the stages teacher, prune, convert and distill.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,40 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INDEX = "index.json"
+
+
+class Rows:
+    """Tensors of one shape but for their lengths, indexed by row as their concatenation is; the rows asked for are
+    copied, all others left where they are.
+
+    Attributes:
+        shape: of the concatenation.
+        dtype: of all.
+    """
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        """Raises ValueError when dtypes or the rows' shapes differ."""
+        if len({(part.dtype, part.shape[1:]) for part in parts}) != 1:
+            raise ValueError("tensors of unlike rows cannot follow each other")
+        self.parts, self.dtype = parts, parts[0].dtype
+        counts = torch.tensor([len(part) for part in parts])
+        self.stops = counts.cumsum(0)
+        self.starts = self.stops - counts
+        self.shape = torch.Size((int(self.stops[-1]), *parts[0].shape[1:]))
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor | slice | int) -> Tensor:
+        """Returns a copy of some rows, in the order of `index`."""
+        rows = torch.arange(len(self))[index]
+        part_of = torch.bucketize(rows, self.stops, right=True)
+        found = torch.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
+        for number in part_of.unique().tolist():
+            here = part_of == number
+            found[here] = self.parts[number][rows[here] - self.starts[number]]
+        return found
 
 
 class Latents:
@@ -39,21 +74,18 @@ class Latents:
         pictures.
         """
         index = storage.read_json(folder / INDEX)
-        parts = [shard for shard in index["shards"] if shard["split"] == split]
-        if not parts:
+        shards = [shard for shard in index["shards"] if shard["split"] == split]
+        if not shards:
             raise ValueError(f"{folder}: no latents of split '{split}'; run `dvc repro -f encode`")
-        tensors = [read(folder / part["file"], {"latents", "captions"}) for part in parts]
-        for part, tensor in zip(parts, tensors, strict=True):
-            if len(tensor["latents"]) != part["count"] or len(tensor["captions"]) != part["count"]:
-                raise ValueError(f"{folder / part['file']}: not {part['count']} pictures; {MEND}")
-        self.x = joined([tensor["latents"] for tensor in tensors])
-        self.captions = joined([tensor["captions"] for tensor in tensors])
-        text = read(folder / index["captions_file"], {"embeds", "mask"})
+        pictures = [read(folder, shard, {"latents", "captions"}) for shard in shards]
+        text = [read(folder, part, {"embeds", "mask"}) for part in text_files(index)]
         self.sentences: list[str] = index["captions"]
-        self.embeds, self.mask = text["embeds"], text["mask"]
         self.scaling_factor: float = index["scaling_factor"]
+        self.x = Rows([tensors["latents"] for tensors in pictures])
+        self.captions = torch.cat([tensors["captions"] for tensors in pictures])
+        self.embeds, self.mask = (Rows([tensors[name] for tensors in text]) for name in ("embeds", "mask"))
         if len(self.embeds) != len(self.sentences) or int(self.captions.max()) >= len(self.sentences):
-            raise ValueError(f"{folder / index['captions_file']}: does not fit {INDEX}; {MEND}")
+            raise ValueError(f"{folder / INDEX}: does not fit the files it names; {MEND}")
 
     def __len__(self) -> int:
         """Returns the number of pictures."""
@@ -82,10 +114,20 @@ class Latents:
 MEND = "delete the file and run `dvc repro -f encode`"
 
 
-def read(path: Path, names: set[str]) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file. Raises ValueError when it is missing, corrupt or lacks
-    one.
+def text_files(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the files of embeddings and how many sentences each holds. A folder from before they were written in
+    parts names one.
     """
+    if "captions_file" in index:
+        return [{"file": index["captions_file"], "count": len(index["captions"])}]
+    return index["captions_files"]
+
+
+def read(folder: Path, part: dict[str, Any], names: set[str]) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file that the index names, memory-mapped. Raises ValueError when it is
+    missing, corrupt, lacks one or holds another number of rows.
+    """
+    path = folder / part["file"]
     if not path.is_file():
         raise ValueError(f"{path}: no such file; run `dvc repro -f encode` to make it")
     try:
@@ -94,12 +136,9 @@ def read(path: Path, names: set[str]) -> dict[str, Tensor]:
         raise ValueError(f"{path}: corrupt ({error}); {MEND}") from error
     if not names <= set(tensors):
         raise ValueError(f"{path}: lacks {sorted(names - set(tensors))}; {MEND}")
+    if any(len(tensors[name]) != part["count"] for name in names):
+        raise ValueError(f"{path}: does not fit {INDEX}, which says {part['count']} rows; {MEND}")
     return tensors
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Returns the parts one after the other; a single one stays memory-mapped."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def permuted(count: int, step: int, batch: int, seed: int) -> Tensor:

@@ -106,7 +106,8 @@ def cropped(picture: np.ndarray, edge: int, crop: int) -> np.ndarray:
 
 
 def load(folder: Path) -> Clip:
-    """Returns the CLIP of a local folder. Raises ValueError naming the folder and what it lacks or cannot be read."""
+    """Returns the CLIP of a local folder, on the accelerator if there is one. Raises ValueError naming the folder and
+    what it lacks or cannot be read."""
     from transformers import AutoTokenizer, CLIPModel
 
     judge_folder.content(folder, "config.json", "CLIPModel", REMEDY)
@@ -126,7 +127,7 @@ def load(folder: Path) -> Clip:
     longest = model.config.text_config.max_position_embeddings
     if tokenizer.model_max_length > longest:
         raise ValueError(f"{folder}: no tokenizer_config.json with a model_max_length up to {longest}; {REMEDY}")
-    return Clip(model, tokenizer, preprocessor)
+    return Clip(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, preprocessor)
 
 
 def prepares(preprocessor: dict[str, Any], side: int) -> bool:

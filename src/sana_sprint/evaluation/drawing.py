@@ -69,6 +69,12 @@ def opened(order: Order) -> Loaded:
     return replace(_opened[order.digest], sampling=order.sampling, sigma_d=order.sigma_d)
 
 
+def forget() -> None:
+    """Frees the accelerator of the pipeline used last, for workers that draw on it from now on."""
+    _opened.clear()
+    torch.cuda.empty_cache()
+
+
 def drawn(call: Order) -> np.ndarray:
     """Returns a picture (N, H, W, 3) uint8 per prompt of a call, the same on any number of cores."""
     loaded = opened(call)
@@ -76,7 +82,7 @@ def drawn(call: Order) -> np.ndarray:
     noises = generate.noises(loaded, call.prompts, call.steps if call.network == "student" else 1, call.seed)
     mixed = call.precision == "bf16-mixed"
     if mixed:
-        networks.time_in_float32(loaded.pipe.transformer)  # in bfloat16 the times near pi/2 are one
+        networks.keep_float32(loaded.pipe.transformer)  # in bfloat16 the times near pi/2 are one
     with threads.one(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
         return draw([prompt.caption for prompt in call.prompts], noises)
 

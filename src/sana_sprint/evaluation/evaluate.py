@@ -137,6 +137,7 @@ def fill(outcome: Outcome, court: Court, params: Evaluate, orders: list[tuple[st
     for model, order in reversed(orders):  # from the pipeline that is open
         if model != "undistilled":
             outcome.result["latency"][model][str(order.steps)] = timed(order, params)
+    drawing.forget()
 
 
 def ordered(

@@ -66,11 +66,19 @@ class Score:
 
         return self._judged(borrowed, draw)
 
+    def rest(self) -> None:
+        """Leaves the accelerator to others until the next score."""
+        self.loaded.pipe.to("cpu")
+        torch.cuda.empty_cache()
+
     def _with(self, network: SanaTransformer2DModel) -> generate.Loaded:
-        self.loaded.pipe.transformer = network.to(self.loaded.device).eval()
+        self.loaded.pipe.transformer = network.eval()
+        self.loaded.pipe.to(self.loaded.device)
         return replace(self.loaded)
 
     def _judged(self, borrowed: generate.Loaded, draw: generate.Draw, steps: int = 1) -> dict[str, float]:
+        if self.params.judge == "none":
+            return {}
         pictures = generate.pictures(
             borrowed, draw, self.prompts, steps, self.params.seed, self.params.batch, "quick score"
         )

@@ -96,6 +96,6 @@ def features(teacher: SanaTransformer2DModel, blocks: list[int], x: Tensor, t_B:
         raise ValueError(
             f"distill.heads.blocks {blocks}: the teacher has blocks 0 to {len(teacher.transformer_blocks) - 1}"
         )
-    with networks.block_outputs(teacher, blocks) as seen:
+    with networks.block_outputs(teacher, blocks) as seen, networks.first_blocks(teacher, max(blocks) + 1):
         trigflow.from_flow(networks.flow_velocity(teacher, text))(x, t_B)
     return [seen[i] for i in blocks]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_sprint.maths import flow, trigflow
+from sana_sprint.models import attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,6 +45,10 @@ class Text:
         """Returns the captions on a device."""
         return Text(self.embeds.to(device), self.mask.to(device))
 
+    def chunk(self, count: int) -> list[Text]:
+        """Returns the captions in `count` equal parts."""
+        return [Text(*part) for part in zip(self.embeds.chunk(count), self.mask.chunk(count), strict=True)]
+
     def __len__(self) -> int:
         """Returns the number of captions."""
         return len(self.embeds)
@@ -61,9 +66,10 @@ def time_scale(transformer: SanaTransformer2DModel) -> float:
     return 1.0 if config.guidance_embeds else 1000.0 * config.timestep_scale
 
 
-def time_in_float32(transformer: SanaTransformer2DModel) -> None:
-    """Makes the network compute its time embedding in float32 under any autocast: in bfloat16 the sines of time
-    take 44 distinct values of 2000 near pi/2."""
+def keep_float32(transformer: SanaTransformer2DModel) -> None:
+    """Makes the network compute its time embedding and the products of its linear attention in float32 under any
+    autocast: in bfloat16 the sines of time take 44 distinct values of 2000 near pi/2."""
+    attention.in_float32(transformer)
     inner = type(transformer.time_embed).forward
 
     def forward(self: nn.Module, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -111,6 +117,17 @@ def guided_velocity(transformer: SanaTransformer2DModel, text: Text, null: Text,
 def guided_teacher(transformer: SanaTransformer2DModel, text: Text, null: Text, scale_B: Tensor) -> Velocity:
     """Returns F(x_t / sigma_d, t) of the guided teacher in TrigFlow."""
     return trigflow.from_flow(guided_velocity(transformer, text, null, scale_B))
+
+
+@contextmanager
+def first_blocks(transformer: SanaTransformer2DModel, count: int) -> Iterator[None]:
+    """Within the block a pass ends after the first `count` blocks, and what follows them has no meaning."""
+    every = transformer.transformer_blocks
+    transformer.transformer_blocks = every[:count]
+    try:
+        yield
+    finally:
+        transformer.transformer_blocks = every
 
 
 @contextmanager

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 COMPILE, CHECKPOINTING = "SANA_SPRINT_COMPILE", "SANA_SPRINT_ACTIVATION_CHECKPOINTING"
 SWITCHES = (COMPILE, CHECKPOINTING)
+PROGRAMS = 64  # of a block: by batch, by its input's precision, with and without gradient
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable: where it keeps what it compiles
 
 
@@ -45,11 +46,12 @@ def arrange(*networks: SanaTransformer2DModel) -> None:
 
 
 def hindrance() -> str:
-    """Returns why torch.compile cannot work on this machine and what to do, '' where it can. A CPU's code is C++."""
+    """Returns why torch.compile cannot work on this machine and what to do, '' where it can. A CPU's code is C++, that
+    which launches a GPU's C."""
+    if torch.cuda.is_available():
+        return _hindrance_of_triton()
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     headers, cache = Path(sysconfig.get_path("include")), os.environ.get(CACHE) or tempfile.gettempdir()
-    if torch.cuda.is_available():
-        return ""
     if not shutil.which(compiler):
         return f"no C++ compiler {compiler} on the PATH; on Debian: apt install g++; or name another one in CXX"
     if not (headers / "Python.h").is_file():
@@ -61,8 +63,16 @@ def hindrance() -> str:
     return ""
 
 
+def _hindrance_of_triton() -> str:
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "clang")):
+        return "no C compiler on the PATH; on Debian: apt install gcc; or name another one in CC"
+    headers = Path(sysconfig.get_path("include"))
+    return "" if (headers / "Python.h").is_file() else f"no Python.h in {headers}; on Debian: apt install python3-dev"
+
+
 def compile_blocks(network: SanaTransformer2DModel) -> None:
     """Makes every pass through a network's blocks a compiled one, but for forward-mode derivatives."""
+    torch._dynamo.config.recompile_limit = PROGRAMS  # torch's own 8 would leave passes as written
     for block in network.transformer_blocks:
         block.forward = functools.partial(_forward, block)  # a partial, so that a copied block computes with its own
 

@@ -152,4 +152,4 @@ def _rebuilt(
 ) -> SanaTransformer2DModel:
     smaller = networks.reshaped(transformer, **changes)
     smaller.load_state_dict(weights, strict=True)
-    return smaller.eval()
+    return smaller.eval().to(transformer.device)

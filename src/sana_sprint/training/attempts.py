@@ -3,8 +3,11 @@ falls ill. Ray (training/launch.py) calls `fit` on each worker; tests and ablati
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sana_sprint.models import threads
 from sana_sprint.training import batches, callbacks, checkpoints, distill, draws, grids, health, saving
@@ -26,6 +29,9 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
         warn_of_cut_groups(job.params, share)
         say_what_hides(job)
     while True:
+        if returns:
+            gc.collect()  # networks and trainer of the attempt that fell ill point to each other
+            torch.cuda.empty_cache()
         source = checkpoints.newest(job.checkpoints, job.key)
         attempt = max(returns, checkpoints.state(source)["attempt"] if source else 0)
         if share.rank == 0:
@@ -66,15 +72,16 @@ def say_where(job: Job, source: Path) -> None:
 
 
 def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:
-    """Says so when a worker's share is too small for the groups in which the heads normalise."""
+    """Says so when the rows of a pass are too few for the groups in which the heads normalise."""
     from sana_sprint.models.heads import group_size
 
     batch, virtual = params.global_batch, params.heads.virtual_batch
-    whole, cut = group_size(batch, virtual), group_size(max(1, batch // share.world), virtual)
+    own = max(1, batch // share.world)
+    whole, cut = group_size(batch, virtual), group_size(own // draws.passes_of(own), virtual)
     if "ladd" in params.terms and params.heads.norm == "batch" and whole != cut:
         sys.stderr.write(
-            f"warning: {share.world} workers cut the heads' groups of {whole} pictures to {cut}, so the losses differ "
-            "from those of one worker; lower SANA_SPRINT_WORKERS or distill.heads.virtual_batch\n"
+            f"warning: {share.world} workers, or {draws.MICRO_BATCH}, cut the heads' groups of {whole} pictures to "
+            f"{cut}, so the losses differ from those of one whole batch; change them or distill.heads.virtual_batch\n"
         )
 
 

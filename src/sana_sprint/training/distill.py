@@ -8,7 +8,7 @@ Latents here are of scale sigma_d. All randomness is a function of (seed, step),
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -20,26 +20,17 @@ from torch.nn.utils import parametrize
 from sana_sprint.maths import difference, dmd, ema, ladd, scm, times, trigflow
 from sana_sprint.models import heads, networks
 from sana_sprint.training import draws, optim, sharding
+from sana_sprint.training.batches import Seen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffusers import SanaTransformer2DModel
 
     from sana_sprint.config import Distill, LogNormal, Optimizer
     from sana_sprint.models.networks import Text
 
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # what is minimised, what is watched
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one step sees: clean latents with their captions, the misaligned latents, numbers, iteration and turn."""
-
-    x_0: Tensor
-    misaligned: Tensor
-    text: Text
-    numbers: draws.Draws
-    iteration: int
-    turn: int
 
 
 class Distillation(L.LightningModule):
@@ -73,8 +64,8 @@ class Distillation(L.LightningModule):
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: not a part of this module's weights
         for name in ("student", "averaged", "fake_score"):
             if hasattr(self, name):
-                networks.time_in_float32(getattr(self, name).transformer)
-        networks.time_in_float32(teacher)
+                networks.keep_float32(getattr(self, name).transformer)
+        networks.keep_float32(teacher)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -110,21 +101,44 @@ class Distillation(L.LightningModule):
         p = self.params
         iteration, turn = divmod(batch["step"], p.turns)
         moved = p.critics(turn) if turn else ["student"]
-        losses_of = self.critics_losses if turn else self.student_losses
         seed = draws.seed(p.seed, self.attempt)
         numbers = draws.Draws(seed, batch["step"], p.global_batch, self.share, self.device)
         x_0, misaligned = batch["x_0"] * self.sigma_d, batch["misaligned"] * self.sigma_d
         for name in self.optimized:
             getattr(self, name).requires_grad_(name in moved)
-        losses, watched = losses_of(Seen(x_0, misaligned, draws.text_of(batch), numbers, iteration, turn))
         for name in moved:
             self.optimizer(name).zero_grad()
-        self.manual_backward(sum(losses.values()))
+        values = self.gradient(Seen(x_0, misaligned, draws.text_of(batch), numbers, iteration, turn))
         for name in moved:
-            watched |= self.update(name, iteration)
+            values |= self.update(name, iteration)
         if not turn:
             ema.update(self.averaged.parameters(), self.student.parameters(), p.ema_decay, iteration)
-        self.log_dict({name: value.detach() for name, value in (losses | watched).items()})
+        self.log_dict(values)
+
+    def gradient(self, seen: Seen) -> dict[str, Tensor]:
+        """Adds up the gradient of a step over its passes; returns the mean of their losses and what is watched."""
+        losses_of = self.critics_losses if seen.turn else self.student_losses
+        found, parts = [], seen.parts()
+        for index, part in enumerate(parts):
+            with self.power_iterations(index == 0):
+                losses, watched = losses_of(part)
+            self.manual_backward(sum(losses.values()) / len(parts))
+            found.append({name: value.detach() for name, value in (losses | watched).items()})
+        return {name: torch.stack([values[name] for values in found]).mean() for name in found[0]}
+
+    @contextmanager
+    def power_iterations(self, first: bool) -> Iterator[None]:
+        """Within the block the heads' spectral norm iterates in the first pass of a step alone: all passes meet the
+        same weights."""
+        critic = getattr(self, "heads", None)
+        was = critic is not None and critic.training
+        if critic is not None:
+            critic.train(was and first)
+        try:
+            yield
+        finally:
+            if critic is not None:
+                critic.train(was)
 
     def optimizer(self, name: str) -> Any:
         """Returns the optimizer of a network."""
@@ -181,6 +195,7 @@ class Distillation(L.LightningModule):
         p = self.params
         with (
             sdpa_kernel(SDPBackend.MATH),
+            full_convolutions(),
             torch.autocast(
                 x.device.type, enabled=p.tangent_precision == "network" and torch.is_autocast_enabled(x.device.type)
             ),
@@ -267,3 +282,15 @@ class Distillation(L.LightningModule):
     def times(self, numbers: draws.Draws, sampler: LogNormal) -> Tensor:
         """Returns TrigFlow times (B,) of a log-normal sampler."""
         return times.log_normal(numbers.normal(), sampler.mean, sampler.std, self.sigma_d)
+
+
+@contextmanager
+def full_convolutions() -> Iterator[None]:
+    """Within the block convolutions of float32 are float32 on a GPU too, where torch lets cuDNN round their inputs to
+    TensorFloat-32: finite differences divide that rounding by their step."""
+    was = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = was

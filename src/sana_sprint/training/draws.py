@@ -3,6 +3,8 @@ sees the same numbers."""
 
 from __future__ import annotations
 
+import copy
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,12 @@ from torch.utils.data import Dataset
 from sana_sprint.models.networks import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sana_sprint.data.loader import Latents
+
+
+MICRO_BATCH = "SANA_SPRINT_MICRO_BATCH"
 
 
 def seed(of_params: int, attempt: int) -> int:
@@ -40,28 +45,53 @@ class Share:
         return x.chunk(self.world)[self.rank]
 
 
+def passes_of(rows: int) -> int:
+    """Returns in how many equal passes, of at most SANA_SPRINT_MICRO_BATCH rows, this worker's rows of a step are
+    computed; 1 where it is not set. Raises ValueError where it is no positive number."""
+    chosen = os.environ.get(MICRO_BATCH, "")
+    if not chosen:
+        return 1
+    if not chosen.isdigit() or chosen.strip("0") == "":
+        raise ValueError(f"{MICRO_BATCH}={chosen}: must be a positive number of rows")
+    return next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= int(chosen))
+
+
 class Draws:
-    """Random numbers of one step, drawn for the global batch on the CPU and cut to a worker's share."""
+    """Random numbers of one step, drawn for the global batch on the CPU and cut to a worker's share, or to a part of
+    it: the first part that comes to a number draws it for all."""
 
     def __init__(self, seed: int, step: int, batch: int, share: Share, device: torch.device | str) -> None:
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         self.batch, self.share, self.device = batch, share, device
+        self.drawn: list[Tensor] = []
+        self.next, self.rows = 0, slice(None)
+
+    def parts(self, count: int) -> list[Draws]:
+        """Returns the numbers of each of `count` equal parts of the worker's rows; nothing may be drawn yet."""
+        assert not self.drawn
+        found, size = [copy.copy(self) for _ in range(count)], self.batch // self.share.world // count
+        for index, part in enumerate(found):
+            part.rows = slice(index * size, (index + 1) * size)
+        return found
 
     def normal(self, *shape: int) -> Tensor:
         """Returns N(0, 1) numbers (B, *shape)."""
-        return self._mine(torch.randn(self.batch, *shape, generator=self.generator))
+        return self._mine(lambda: torch.randn(self.batch, *shape, generator=self.generator))
 
     def uniform(self) -> Tensor:
         """Returns numbers in [0, 1) (B,)."""
-        return self._mine(torch.rand(self.batch, generator=self.generator))
+        return self._mine(lambda: torch.rand(self.batch, generator=self.generator))
 
     def choice(self, values: Sequence[float]) -> Tensor:
         """Returns a value per sample (B,), all equally likely."""
-        index = torch.randint(len(values), (self.batch,), generator=self.generator)
-        return self._mine(torch.tensor(values, dtype=torch.float32)[index])
+        among = torch.tensor(values, dtype=torch.float32)
+        return self._mine(lambda: among[torch.randint(len(values), (self.batch,), generator=self.generator)])
 
-    def _mine(self, x: Tensor) -> Tensor:
-        return self.share.of(x).to(self.device)
+    def _mine(self, draw: Callable[[], Tensor]) -> Tensor:
+        if self.next == len(self.drawn):
+            self.drawn.append(self.share.of(draw()).to(self.device))
+        self.next += 1
+        return self.drawn[self.next - 1][self.rows]
 
 
 class Batches(Dataset):

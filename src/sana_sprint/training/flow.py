@@ -36,27 +36,35 @@ class FlowTraining(L.LightningModule):
 
     def __init__(self, transformer: SanaTransformer2DModel, null: Text, params: Flow, seed: int) -> None:
         super().__init__()
+        self.automatic_optimization = False  # the gradient of a step may come from several passes
         self.transformer, self.null, self.params, self.seed = transformer, null, params, seed
         self.averaged = copy.deepcopy(transformer).requires_grad_(False).eval()
+        networks.keep_float32(transformer)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns AdamW over the trained weights."""
         return optim.adamw(self.transformer.parameters(), self.params.optimizer)
 
-    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        """Returns the loss of one step."""
-        x_0, step = batch["x_0"], batch["step"]
-        optim.set_lr(self.optimizers(), self.params.optimizer, step, self.params.steps)
+    def training_step(self, batch: dict[str, Any], index: int) -> None:
+        """One step of the optimiser, in passes of SANA_SPRINT_MICRO_BATCH rows where that is set."""
+        x_0, text, step = batch["x_0"], draws.text_of(batch), batch["step"]
+        optimizer, count = self.optimizers(), draws.passes_of(len(x_0))
+        optim.set_lr(optimizer, self.params.optimizer, step, self.params.steps)
         numbers = draws.Draws(self.seed, step, len(x_0), draws.Share(0, 1), x_0.device)
-        s_B = times.logit_normal(numbers.normal(), self.params.time_mean, self.params.time_std)
-        z = numbers.normal(*x_0.shape[1:])
-        loss = self.loss(batch, x_0, z, s_B, numbers)
-        self.log("loss", loss.detach())
-        return loss
+        optimizer.zero_grad()
+        found = []
+        for x, some, own in zip(x_0.chunk(count), text.chunk(count), numbers.parts(count), strict=True):
+            s_B = times.logit_normal(own.normal(), self.params.time_mean, self.params.time_std)
+            z = own.normal(*x.shape[1:])
+            loss = self.loss(some, x, z, s_B, own)
+            self.manual_backward(loss / count)
+            found.append(loss.detach())
+        self.log("loss", torch.stack(found).mean())
+        optimizer.step()
 
-    def loss(self, batch: dict[str, Any], x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
+    def loss(self, text: Text, x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
         """Returns the flow loss with dropped captions."""
-        text = self.text(draws.text_of(batch), numbers.uniform() < self.params.caption_dropout)
+        text = self.text(text, numbers.uniform() < self.params.caption_dropout)
         v = networks.flow_velocity(self.transformer, text)
         return flow.loss(v(flow.interpolate(x_0, z, s_B), s_B).float(), x_0, z)
 
@@ -88,6 +96,7 @@ class Healing(FlowTraining):
         # The last block has a guided velocity to give, which the teacher's features of one caption are not.
         self.follows = cut.follows[:-1] if params.feature_weight else []
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: not a part of this module's weights
+        networks.keep_float32(teacher)
 
     @property
     def teacher(self) -> SanaTransformer2DModel:
@@ -98,9 +107,9 @@ class Healing(FlowTraining):
         """Moves the frozen teacher to where the student is."""
         self.teacher.to(self.device)
 
-    def loss(self, batch: dict[str, Any], x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
+    def loss(self, text: Text, x_0: Tensor, z: Tensor, s_B: Tensor, numbers: draws.Draws) -> Tensor:
         """Returns the mean squared error against each sample's target, and the features' part of it."""
-        text, guidance_B = draws.text_of(batch), numbers.choice(self.prune.guidance)
+        guidance_B = numbers.choice(self.prune.guidance)
         on_data_B = numbers.uniform() < self.prune.flow_share
         x_s = flow.interpolate(x_0, z, s_B)
         with torch.no_grad(), networks.block_outputs(self.teacher, self.follows) as wanted:

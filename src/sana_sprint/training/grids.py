@@ -60,7 +60,10 @@ class Grids(L.Callback):
     @torch.no_grad()
     def draw(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
         """Returns the pictures (B, H, W, 3) uint8 of latents per step count."""
-        return [pixels(self.vae.to(x_0.device), x_0) for x_0 in latents]
+        vae = self.vae.to(latents[0].device)
+        drawn = [torch.cat([pixels(vae, one) for one in x_0.split(1)]) for x_0 in latents]  # 1024 px want GBs each
+        self.vae.cpu()
+        return drawn
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
         """Scores and draws the undistilled student. A run that goes on, whose weights are restored after this, draws it

@@ -35,7 +35,7 @@ def run(job: Job) -> Path:
     from ray.train.torch import TorchTrainer
 
     from sana_sprint.models import passes
-    from sana_sprint.training import checkpoints
+    from sana_sprint.training import checkpoints, draws
     from sana_sprint.training.job import BLOCKS
 
     if job.finished():
@@ -51,7 +51,7 @@ def run(job: Job) -> Path:
                 "job": ray.put(job),  # a reference: the controller would import all that a job is made of
                 "cores": place.cores_each,
                 "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1",
-                "switches": {k: v for k, v in os.environ.items() if k in (*passes.SWITCHES, BLOCKS)},
+                "switches": {k: v for k, v in os.environ.items() if k in (*passes.SWITCHES, BLOCKS, draws.MICRO_BATCH)},
             },
             scaling_config=ScalingConfig(
                 num_workers=place.workers,

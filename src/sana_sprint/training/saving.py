@@ -92,7 +92,7 @@ def restore(path: Path, module: Trained, optimizers: list[torch.optim.Optimizer]
         network, weights = getattr(module, name), load_file(path / f"{name}.safetensors")
         like = network.state_dict()
         network.load_state_dict({k: sharding.spread(v, like.get(k, v)) for k, v in weights.items()}, strict=True)
-    states: list[dict[str, Any]] = torch.load(path / "optimisers.pt", weights_only=True)
+    states: list[dict[str, Any]] = torch.load(path / "optimisers.pt", map_location="cpu", weights_only=True)
     for optimizer, saved in zip(optimizers, states, strict=True):
         weights_of = [weight for group in optimizer.param_groups for weight in group["params"]]
         for index, moments in saved["state"].items():

@@ -15,6 +15,8 @@ from sana_sprint.models.networks import Text
 from sana_sprint.training import draws
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import lightning as L
     from diffusers import SanaTransformer2DModel
 
@@ -33,12 +35,13 @@ def cut(
             f"prune.sizes: {size.layers} layers and {size.heads} heads do not fit into a teacher of "
             f"{config.num_layers} layers and {config.num_attention_heads} heads"
         )
-    scores = prune.block_importance(teacher, lambda: calibrate(params, teacher, data))
+    scores = prune.block_importance(teacher, lambda: [*calibrate(params, teacher, data)])
     kept = importance.keep(scores, size.layers)
     smaller = prune.keep_blocks(teacher, kept)
     channels = torch.arange(config.num_attention_heads * config.attention_head_dim)
     if size.heads < config.num_attention_heads or size.mlp_ratio < config.mlp_ratio:
-        calibrate(params, smaller, data).backward()
+        for loss in calibrate(params, smaller, data):
+            loss.backward()
         channels = prune.kept_channels(smaller, size.heads)
         smaller = prune.narrow(smaller, size.heads, size.mlp_ratio)
     found = {f"block_importance/{i}": float(score) for i, score in enumerate(scores)}
@@ -47,16 +50,18 @@ def cut(
     return prune.Cut(networks.embed_guidance(smaller), follows, channels), found
 
 
-def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> torch.Tensor:
-    """Returns the flow loss of a network on the calibration samples, over all times."""
+def calibrate(params: Prune, network: SanaTransformer2DModel, data: Latents) -> Iterator[torch.Tensor]:
+    """Yields the flow loss of a network on the calibration samples, over all times, in the parts of as many passes as
+    SANA_SPRINT_MICRO_BATCH asks for; their sum is the mean over all samples."""
     rows = data.batch(0, params.calibration_samples, params.seed)
-    device = next(network.parameters()).device
+    count, device = draws.passes_of(len(rows)), next(network.parameters()).device
     numbers = draws.Draws(params.seed, 0, len(rows), draws.Share(0, 1), device)
-    x_0 = data.x[rows].to(device)
-    s_B = times.logit_normal(numbers.normal(), params.healing.time_mean, params.healing.time_std)
-    z = numbers.normal(*x_0.shape[1:])
-    v = networks.flow_velocity(network, Text(*data.text(rows)).to(device))
-    return flow_maths.loss(v(flow_maths.interpolate(x_0, z, s_B), s_B), x_0, z)
+    for some, own in zip(rows.chunk(count), numbers.parts(count), strict=True):
+        x_0 = data.x[some].to(device)
+        s_B = times.logit_normal(own.normal(), params.healing.time_mean, params.healing.time_std)
+        z = own.normal(*x_0.shape[1:])
+        v = networks.flow_velocity(network, Text(*data.text(some)).to(device))
+        yield flow_maths.loss(v(flow_maths.interpolate(x_0, z, s_B), s_B), x_0, z) / count
 
 
 def heal(
@@ -77,5 +82,5 @@ def heal(
     passes.arrange(module.teacher, module.transformer)
     steps = params.healing.steps
     batches = draws.Batches(data, params.healing.batch, params.seed, steps, draws.Share(0, 1))
-    flow.fit(module, batches, steps, extra, f"heal {name}", kept=kept)
+    flow.fit(module, batches, steps, extra, f"heal {name}", params.precision, kept)
     return module.averaged.eval()

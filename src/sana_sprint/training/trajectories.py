@@ -3,6 +3,7 @@ of the pictures'."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ def drawn(latents: Path, teacher: Path, sampling: Sampling, seed: int, cache: Pa
     with checkpoints.owned(folder):
         if not folder.exists():
             make(folder, latents, teacher, sampling, seed)
+            torch.cuda.empty_cache()  # Ray's workers use the same device
     return folder
 
 
@@ -57,8 +59,9 @@ def make(folder: Path, latents: Path, teacher: Path, sampling: Sampling, seed: i
             with storage.whole_file(file) as unfinished:
                 save_file({"latents": x, "captions": captions.captions[rows]}, unfinished)
     with storage.whole_folder(folder) as unfinished:
-        for file in (*latents.iterdir(), *shards.iterdir()):
-            shutil.copy(file, unfinished / file.name)
+        drawn = {file.name for file in shards.iterdir()}
+        for file in (*shards.iterdir(), *(file for file in latents.iterdir() if file.name not in drawn)):
+            os.link(file.resolve(), unfinished / file.name)  # embeddings of captions may be hundreds of GB
     shutil.rmtree(shards)
 
 
