@@ -57,6 +57,9 @@ def encode(params: Encode, sampling: Sampling, raw: Path, foundation: Path, out:
     require_size(sampling, rows)
     plan = planned(params, sampling, rows, raw, foundation)
     out.mkdir(parents=True, exist_ok=True)
+    of_shard: dict[str, list[manifest.Row]] = {shard: [] for shard in plan.files}
+    for row in rows:
+        of_shard[row.shard].append(row)
     missing = [shard for shard, file in plan.files.items() if not whole(out / file)]
     missing_text = [file for file in plan.captions_files if not whole(out / file)]
     if missing or missing_text:
@@ -64,9 +67,8 @@ def encode(params: Encode, sampling: Sampling, raw: Path, foundation: Path, out:
         if missing_text:
             write_text(pipeline, params, sampling, plan, missing_text, out)
         for shard in missing:
-            part = [row for row in rows if row.shard == shard]
-            write_shard(pipeline, params, part, plan, raw, out)
-    counts = {shard: sum(row.shard == shard for row in rows) for shard in plan.files}
+            write_shard(pipeline, params, of_shard[shard], plan, raw, out)
+    counts = {shard: len(part) for shard, part in of_shard.items()}
     storage.write_json(out / loader.INDEX, index(plan, rows, counts, foundation))
     keep = {loader.INDEX, *plan.captions_files, *plan.files.values()}
     for stale in out.iterdir():
