@@ -68,6 +68,11 @@ class Record:
         self.texts[name] = content
 
 
+def half(network: Any) -> dict[str, float]:
+    """A quick score."""
+    return {"1": 0.5}
+
+
 def fit(made: job.Job) -> None:
     """Runs the job in this process, on one CPU worker."""
     attempts.fit(made, draws.Share(0, 1), lambda: {"accelerator": "cpu", "devices": 1})

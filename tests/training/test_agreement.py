@@ -1,13 +1,15 @@
 """Two workers whose folders do not show the same, as on hosts without shared storage or with a stale view of it."""
 
 import dataclasses
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from sana_sprint.training import checkpoints
-from tests.training.small_job import changed, fit
+from tests.training.small_job import changed, fit, half
 
 WORKER = """
 import os, pickle, sys
@@ -28,12 +30,13 @@ def two_workers(tmp_path, jobs):
         files[-1].write_bytes(pickle.dumps(made))
     (tmp_path / "worker.py").write_text(WORKER)
     group = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*group, tmp_path / "worker.py", *files], capture_output=True, text=True, check=False)
+    words, here = [*group, tmp_path / "worker.py", *files], os.pathsep.join([str(Path.cwd()), *sys.path])
+    return subprocess.run(words, env=os.environ | {"PYTHONPATH": here}, capture_output=True, text=True, check=False)
 
 
 def test_workers_that_see_other_checkpoints_do_not_train_on(inputs, distill_params, tmp_path):
     params = changed(distill_params, iterations=4, heads__virtual_batch=4)
-    first = inputs.job(tmp_path / "0", params)
+    first = inputs.job(tmp_path / "0", params, scorer=half)  # scored by all together
     fit(first)
     shutil.rmtree(first.final)
     shutil.copytree(first.checkpoints, tmp_path / "1/checkpoints")

@@ -13,10 +13,11 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from sana_sprint import storage
 from sana_sprint.data.loader import Latents
-from sana_sprint.models import networks
+from sana_sprint.models import heads, networks
 from sana_sprint.training import checkpoints, distill, draws, grids, sharding
 from tests.training.small_job import Record, changed, fit
 
@@ -274,6 +275,17 @@ def test_a_disk_too_full_for_a_shard_is_an_oserror_and_the_next_write_is_whole(
     wanted = {key.removeprefix("student."): value for key, value in load_file(whole).items()}
     for name, weight in module.student.state_dict().items():
         assert sharding.whole(weight).equal(wanted[name])
+
+
+def test_no_block_of_a_sharded_teacher_stays_whole_even_where_the_heads_pass_comes_first(mesh):
+    """Of four blocks that pass uses two, so that FSDP2 meets the others later."""
+    teacher, x, t_B = tiny.transformer(num_layers=4).requires_grad_(False), tiny.latents(), torch.full((3,), 0.5)
+    sharding._shard_transformer(teacher, mesh, tapped=True)
+    heads.features(teacher, [0, 1], x, t_B, tiny.text())
+    for _ in range(2):
+        networks.flow_velocity(teacher, tiny.text())(x, t_B)
+    weights = [weight for block in teacher.transformer_blocks for weight in block.parameters()]
+    assert all(isinstance(weight, DTensor) for weight in weights)
 
 
 def test_the_weights_of_a_checkpoint_are_safetensors_that_fit_the_pipeline(inputs, stopping, tmp_path):

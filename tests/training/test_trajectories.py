@@ -1,5 +1,7 @@
 """A student can learn from captions alone: the teacher's latents stand in for the pictures'."""
 
+import shutil
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,6 +47,16 @@ def test_pictures_leave_no_trace_in_what_the_student_learns_from(inputs, drawn, 
     save_file({"latents": -given.x[:], "captions": given.captions}, other / "train.safetensors")
     again = trajectories.drawn(other, inputs.teacher, SAMPLING, 3, tmp_path)
     assert load_file(again / "train.safetensors")["latents"].equal(load_file(drawn / "train.safetensors")["latents"])
+
+
+def test_files_of_another_disk_are_copied(inputs, drawn, tmp_path):
+    """As with DVC's symbolic links to a cache elsewhere."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (other := tmp_path / "latents").mkdir()
+        for file in inputs.latents.iterdir():
+            (other / file.name).symlink_to(shutil.copy(file, elsewhere))
+        again = trajectories.drawn(other, inputs.teacher, SAMPLING, 3, tmp_path)
+    assert storage.digest(again) == storage.digest(drawn)
 
 
 def test_they_are_drawn_once_and_anew_for_another_seed(inputs, drawn, monkeypatch):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sana_sprint import storage
 from sana_sprint.evaluation import drawing, generate, protocol
 from sana_sprint.maths import flow, sample, trigflow
-from sana_sprint.models import networks
+from sana_sprint.models import attention, networks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sana_sprint.evaluation.drawing import Crew, Order
 
-CODE = (drawing, generate, protocol, flow, sample, trigflow, networks)
+CODE = (drawing, generate, protocol, flow, sample, trigflow, attention, networks)
 LIBRARIES = ("torch", "diffusers", "transformers")
 KEY_DIGITS = 24
 UNUSED_S = 24 * 3600  # after which what no finished run names is taken for left over

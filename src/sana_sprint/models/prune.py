@@ -137,7 +137,8 @@ def _cut(value: Tensor, shape: torch.Size, rows: Tensor, old: int) -> Tensor:
     for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
         if have != want:
             assert want == have // old * len(rows), (value.shape, shape)
-            value = value.index_select(axis, torch.cat([rows + k * old for k in range(have // old)]))
+            kept = torch.cat([rows + k * old for k in range(have // old)])
+            value = value.index_select(axis, kept.to(value.device))
     return value
 
 

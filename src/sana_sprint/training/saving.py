@@ -112,9 +112,10 @@ class Checkpoints(L.Callback):
         self.folder, self.source, self.key, self.params, self.health = folder, source, key, params, health
         self.due = False
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
-        """Loads the checkpoint to continue from. Raises RuntimeError, after which Ray starts the workers again, where
-        this worker sees another one than the first: weights would be the first's, moments and draws its own."""
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before anything else that the workers do together: raises RuntimeError, after which Ray starts them again,
+        where this one sees another checkpoint than the first. Weights would be the first's, moments and draws its own.
+        """
         own = self.source.name if self.source else "none"
         first = trainer.strategy.broadcast(own)
         if own != first:
@@ -122,6 +123,9 @@ class Checkpoints(L.Callback):
                 f"{self.folder}: the newest whole checkpoint is {own} to worker {trainer.global_rank} and {first} to "
                 "the first; all workers must see one folder, and at once: put it on storage that they share"
             )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
+        """Loads the checkpoint to continue from."""
         if self.source:
             restore(self.source, pl_module, trainer.optimizers)
 

@@ -61,9 +61,10 @@ def shard(module: Distillation, mesh: DeviceMesh) -> None:
 
 def _shard_transformer(transformer: SanaTransformer2DModel, mesh: DeviceMesh, *, tapped: bool = False) -> None:
     """Block by block. The time embedding is a unit of its own, because log_variance calls it alone. What is left of a
-    `tapped` one stays whole after a forward pass: the heads' gradient enters at its blocks, not at its output."""
+    `tapped` one stays whole after a forward pass: the heads' gradient enters at its blocks, not at its output. Blocks
+    never do, also those that the first pass leaves out and that FSDP2 then takes for networks of their own."""
     for part in (*transformer.transformer_blocks, transformer.time_embed):
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(transformer, mesh=mesh, reshard_after_forward=not tapped)
 
 

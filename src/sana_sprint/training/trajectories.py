@@ -61,8 +61,17 @@ def make(folder: Path, latents: Path, teacher: Path, sampling: Sampling, seed: i
     with storage.whole_folder(folder) as unfinished:
         drawn = {file.name for file in shards.iterdir()}
         for file in (*shards.iterdir(), *(file for file in latents.iterdir() if file.name not in drawn)):
-            os.link(file.resolve(), unfinished / file.name)  # embeddings of captions may be hundreds of GB
+            share(file, unfinished / file.name)
     shutil.rmtree(shards)
+
+
+def share(file: Path, place: Path) -> None:
+    """Puts a file in a second place without its bytes, embeddings of captions being many, or with them where a link
+    cannot lead."""
+    try:
+        os.link(file.resolve(), place)
+    except OSError:
+        shutil.copy(file, place)
 
 
 @torch.inference_mode()
