@@ -120,6 +120,24 @@ def test_a_learning_rate_of_100_times_ends_in_returns_and_a_diagnosis(inputs, di
         assert all(weights.isfinite().all() for weights in load_file(path).values())
 
 
+@pytest.mark.parametrize("recipe", ["scm", "sprint"])
+def test_a_learning_rate_of_50_times_shows_in_the_gradient_norm_by_the_limit_that_profiles_ship(
+    recipe, inputs, distill_params, tmp_path
+):
+    assert distill_params.health.grad_norm_max == 1e3
+    rate = 50 * distill_params.student.lr
+    params = changed(
+        distill_params, recipe=recipe, iterations=40, student__lr=rate, student__warmup_steps=0, health__returns_max=0,
+        **EXPLODING,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^ill 1 time, given up: student/grad_norm stays above 1000 for 4 iterations"):
+        fit(inputs.job(tmp_path, params))
+    params = changed(distill_params, recipe=recipe, iterations=40)
+    made = inputs.job(tmp_path / "well", params)
+    fit(made)
+    assert statistics.median(curves(made)["student/grad_norm"]) < 1e3 / 4
+
+
 def test_weights_that_blow_up_are_laid_to_the_student_and_not_to_the_heads_that_see_its_pictures(
     inputs, distill_params, tmp_path
 ):
