@@ -6,8 +6,9 @@ process, taking turns.
     python tests/benchmarks/distill.py --size 0.6B --sweep       published shape, growing batches, on a GPU
     python tests/benchmarks/distill.py --check                   the two schemes' gradients in float32
 
-Needs torch, diffusers, transformers, lightning, pydantic and ruamel.yaml; src/ on PYTHONPATH where the project is not
-installed. An iteration is one step of the student and one of the heads, each on a batch of its own.
+Needs torch, diffusers and transformers (bare.py stands in for the rest where it is missing), and src/ on PYTHONPATH
+where the project is not installed. An iteration is one step of the student and one of the heads, each on a batch of
+its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import bare  # noqa: F401  first: the project's modules import what may be missing
 import meters
 import shapes
 import torch

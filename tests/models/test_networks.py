@@ -165,6 +165,18 @@ def test_time_in_float32_holds_in_the_whole_network_and_changes_nothing_without_
     assert torch.equal(seen[2], seen[0])
 
 
+def test_log_variance_keeps_float32_under_autocast() -> None:
+    pupil, t, guidance = student(), torch.linspace(0.1, 1.5, 50), torch.full((50,), 4.0)
+    networks.keep_float32(pupil.transformer)
+    with torch.no_grad():
+        pupil.logvar.bias.fill_(-10.0)
+        plain = pupil.log_variance(t, guidance)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = pupil.log_variance(t, guidance)
+    assert torch.equal(mixed, plain)
+    assert len(plain.unique()) > 2 * len(plain.bfloat16().unique()), "bfloat16 would have told fewer times apart"
+
+
 def test_time_in_float32_survives_a_copy_without_sharing_weights() -> None:
     network = student().transformer
     networks.keep_float32(network)

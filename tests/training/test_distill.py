@@ -159,6 +159,25 @@ def test_checkpoints_of_other_params_are_removed_and_broken_ones_named(
     assert not whole.exists()
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_no_broken_one(latents_folder, distill_params, tmp_path):
+    """A storage that fails for a while would else cost all that has been trained."""
+    made = module(latents_folder, distill_params)
+    optimizers = made.configure_optimizers()
+    before, path = (
+        saving.save(tmp_path, made, optimizers, {"iteration": k, "key": "key", "proved": 0}, 3) for k in (2, 4)
+    )
+    state = path / checkpoints.STATE
+    content = state.read_text()
+    state.unlink()
+    state.symlink_to(state.name)  # a loop: there, and for the system not readable
+    with pytest.raises(OSError, match=r"step-0000004/checkpoint\.json"):
+        checkpoints.newest(tmp_path, "key")
+    state.unlink()
+    state.write_text(content)
+    assert checkpoints.newest(tmp_path, "key") == path
+    assert before.exists()
+
+
 def test_two_shares_of_a_batch_draw_the_numbers_of_one(latents_folder, distill_params):
     whole = draws.Draws(3, 5, 8, ONE, "cpu")
     halves = [draws.Draws(3, 5, 8, draws.Share(r, 2), "cpu") for r in (0, 1)]

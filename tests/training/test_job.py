@@ -76,6 +76,26 @@ def test_a_stopped_job_goes_on_to_the_bits_of_a_straight_one(inputs, stopping, t
     assert set(one) == {"optimisers.pt", *(f"{name}.safetensors" for name in networks)}
 
 
+def test_a_job_that_is_stopped_while_a_fault_is_running_says_that_it_saves_nothing_then(
+    inputs, stopping, tmp_path, capsys
+):
+    straight = inputs.job(tmp_path / "straight", stopping)
+    fit(straight)
+    faulty = changed(stopping, checkpoint_every=3, health__grad_norm_max=1e-9, health__patience_iterations=100)
+    halves = inputs.job(tmp_path / "halves", faulty, scorer=at_the_grid(lambda: ask_to_stop(halves)))
+    halves.checkpoints.mkdir(parents=True)
+    fit(halves)
+    assert "a fault is running, so iteration 4 is not saved; the run will go on from its start" in (
+        capsys.readouterr().err
+    )
+    assert not list(halves.checkpoints.glob("step-*"))
+    (halves.checkpoints / checkpoints.STOP).unlink()
+    well = inputs.job(tmp_path / "halves", stopping)
+    fit(well)
+    one, other = (checkpoints.state(made.final)["files"] for made in (straight, well))
+    assert one == other
+
+
 def test_curves_of_a_stopped_job_are_those_of_a_straight_one(inputs, stopping, tmp_path):
     straight, halves = inputs.job(tmp_path / "straight", stopping), inputs.job(tmp_path / "halves", stopping)
     fit(straight)

@@ -11,7 +11,7 @@ from test_recipes import seen
 from torch.testing import assert_close
 
 from sana_sprint import config
-from sana_sprint.models import bundle, networks, passes
+from sana_sprint.models import build, bundle, networks, passes
 from sana_sprint.training import attempts, checkpoints, job, sharding, shrink, teacher
 from tests.training.small_job import SAMPLING
 from tests.training.test_shrink_convert import SMOKE, data, prune_params, uncut  # noqa: F401  fixtures
@@ -227,7 +227,7 @@ def test_healing_is_the_same_with_either_switch(
 
 
 def test_a_fine_tune_is_the_same_with_either_switch(traced, recomputed, latents_folder, tmp_path, monkeypatch):
-    bundle.save_transformer(tmp_path, networks.reshaped(tiny.transformer(), qk_norm=None, timestep_scale=1.0))
+    base = networks.reshaped(tiny.transformer(), qk_norm=None, timestep_scale=1.0)
     params = config.parse(config.Teacher, "teacher", SMOKE)
     params = params.model_copy(update={"flow": params.flow.model_copy(update={"steps": 4, "batch": 8})})
     saved = []
@@ -235,7 +235,7 @@ def test_a_fine_tune_is_the_same_with_either_switch(traced, recomputed, latents_
     monkeypatch.setattr(bundle, "save_teacher", lambda _folder, network, *_: saved.append(weights_of(network)))
     for on in ((), (passes.CHECKPOINTING,), (passes.COMPILE,)):
         switch(monkeypatch, *on)
-        teacher.fine_tune(params, SAMPLING, tmp_path, latents_folder, tmp_path, [])
+        teacher.fine_tune(params, SAMPLING, build.dense_time(base), tmp_path, latents_folder, tmp_path, [])
     plain, checkpointed, compiled = saved
     assert_close(checkpointed, plain, rtol=0, atol=0)
     assert_close(compiled, plain, **FLOAT32)

@@ -34,10 +34,8 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
             torch.cuda.empty_cache()
         source = checkpoints.newest(job.checkpoints, job.key)
         attempt = max(returns, checkpoints.state(source)["attempt"] if source else 0)
-        if share.rank == 0:
-            checkpoints.forget_after(job.checkpoints, checkpoints.number(source) if source else 0)  # broken ones
-            if source:
-                say_where(job, source)
+        if share.rank == 0 and source:
+            say_where(job, source)
         try:
             train(job, share, source, attempt, strategy())
             return

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sana_sprint import storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sana_sprint.config import Distill
 
@@ -70,10 +70,10 @@ def forget_after(folder: Path, iteration: int) -> None:
             shutil.rmtree(path, ignore_errors=True)  # all workers may be at it
 
 
-def code() -> str:
-    """Returns the digest of the code that a training executes."""
+def code(parts: Sequence[str] = ("maths", "models", "training")) -> str:
+    """Returns the digest of the code of these parts, as they stand, of that which a training executes."""
     package = Path(__file__).parents[1]
-    files = sorted(file for part in ("maths", "models", "training") for file in (package / part).glob("*.py"))
+    files = sorted(file for part in parts for file in (package / part).glob("*.py"))
     return storage.digest_of([storage.digest(file) for file in files])
 
 
@@ -84,13 +84,13 @@ def number(path: Path) -> int:
 
 def newest(folder: Path, key: str) -> Path | None:
     """Returns the newest whole checkpoint of this key, or None. Broken ones are named and skipped; those of another
-    key belong to other params or inputs and are removed."""
+    key belong to other params or inputs and are removed. Raises OSError for one that cannot be read now: it may be
+    whole."""
     for path in sorted(folder.glob("step-*"), reverse=True):
-        fault = broken(path)
-        if fault:
-            sys.stderr.write(f"warning: {path}: {fault}; skipped, trying the one before\n")
-        elif state(path)["key"] != key:
+        if state(path).get("key", key) != key:
             shutil.rmtree(path, ignore_errors=True)  # all workers may be at it
+        elif fault := broken(path):
+            sys.stderr.write(f"warning: {path}: {fault}; skipped, trying the one before\n")
         else:
             return path
     return None
@@ -108,10 +108,11 @@ def sweep(folder: Path) -> None:
 
 
 def state(path: Path) -> dict[str, Any]:
-    """Returns the content of a checkpoint's checkpoint.json, {} where there is none that can be read."""
+    """Returns the content of a checkpoint's checkpoint.json, {} where there is none or not all of it. Raises OSError
+    where it cannot be read."""
     try:
         return dict(storage.read_json(path / STATE))
-    except (ValueError, OSError):
+    except (ValueError, NotADirectoryError):
         return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -115,7 +116,7 @@ class Checkpoints(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before anything else that the workers do together: raises RuntimeError, after which Ray starts them again,
         where this one sees another checkpoint than the first. Weights would be the first's, moments and draws its own.
-        """
+        Once they agree the broken ones that were passed over are removed."""
         own = self.source.name if self.source else "none"
         first = trainer.strategy.broadcast(own)
         if own != first:
@@ -123,6 +124,8 @@ class Checkpoints(L.Callback):
                 f"{self.folder}: the newest whole checkpoint is {own} to worker {trainer.global_rank} and {first} to "
                 "the first; all workers must see one folder, and at once: put it on storage that they share"
             )
+        if trainer.is_global_zero:
+            checkpoints.forget_after(self.folder, checkpoints.number(self.source) if self.source else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Distillation) -> None:  # type: ignore[override]
         """Loads the checkpoint to continue from."""
@@ -148,6 +151,12 @@ class Checkpoints(L.Callback):
                 self.save(trainer, pl_module, iteration)
             trainer.strategy.barrier()
         if stop and not last:
+            if self.due and trainer.is_global_zero:
+                before = checkpoints.until(self.folder, iteration)
+                sys.stderr.write(
+                    f"distill: a fault is running, so iteration {iteration} is not saved; the run will go on from "
+                    f"{before.name if before else 'its start'}\n"
+                )
             raise checkpoints.Stopped(f"iteration {iteration}")
 
     def save(self, trainer: L.Trainer, module: Distillation, iteration: int) -> None:

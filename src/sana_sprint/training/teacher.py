@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from sana_sprint.data.loader import Latents
-from sana_sprint.models import build, bundle, passes
+from sana_sprint.models import bundle, passes
 from sana_sprint.models.networks import Text
 from sana_sprint.training import draws, flow
 
 if TYPE_CHECKING:
     import lightning as L
+    from diffusers import SanaTransformer2DModel
 
     from sana_sprint.config import Sampling, Teacher
     from sana_sprint.training.kept import Kept
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
 def fine_tune(
     params: Teacher,
     sampling: Sampling,
+    teacher: SanaTransformer2DModel,
     foundation: Path,
     latents: Path,
     out: Path,
     extra: list[L.Callback],
     kept: Kept | None = None,
 ) -> None:
-    """Writes the fine-tuned teacher as a stock SanaPipeline folder that shares the foundation's frozen parts; with
+    """Writes `teacher`, fine-tuned, as a stock SanaPipeline folder that shares the foundation's frozen parts; with
     `kept` it goes on from where a run that was killed has come."""
     torch.manual_seed(params.seed)
     data = Latents(latents, "train")
-    teacher = build.dense_time(bundle.load_transformer(foundation)).train()
-    module = flow.FlowTraining(teacher, Text(*data.null), params.flow, params.seed)
+    module = flow.FlowTraining(teacher.train(), Text(*data.null), params.flow, params.seed)
     passes.arrange(module.transformer)
     batches = draws.Batches(data, params.flow.batch, params.seed, params.flow.steps, draws.Share(0, 1))
     flow.fit(module, batches, params.flow.steps, extra, "teacher", params.precision, kept)

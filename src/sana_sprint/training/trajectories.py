@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +20,8 @@ from sana_sprint.models.networks import Text
 from sana_sprint.training import checkpoints, draws
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import SanaTransformer2DModel
     from torch import Tensor
 
@@ -34,7 +35,7 @@ def drawn(latents: Path, teacher: Path, sampling: Sampling, seed: int, cache: Pa
     sampling.teacher_steps from noise of (seed, picture). It is made once, by one process at a time, and kept in `cache`
     under a key of all this and of the code; of a run that was cut short the shards stay.
     """
-    code = [storage.digest(Path(str(module.__file__))) for module in (sample, networks)]
+    code = checkpoints.code(["maths", "models"])
     key = storage.digest_of([storage.digest(latents), storage.digest(teacher), sampling.model_dump(), seed, code])
     folder = cache / key[:12]
     with checkpoints.owned(folder):
