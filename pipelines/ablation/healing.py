@@ -97,16 +97,17 @@ def table(teacher: dict[str, Any], found: dict[str, Row]) -> str:
         "|" + "---|" * (len(lengths) + 1),
     ]
     for name, row in found.items():
-        cells = [
-            f"{row[steps]['value']:.3f} ± {row[steps]['se']:.3f} ({row[steps]['value'] / teacher['overall']:.2f})"
-            if steps in row
-            else ""
-            for steps in lengths
-        ]
+        cells = [cell(row[steps], teacher["overall"]) if steps in row else "" for steps in lengths]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     level = f"teacher: {teacher['overall']:.3f} ± {teacher['overall_se']:.3f}"
     error = "± is the standard error, of several seeds that of their mean, of one that over its prompts"
     return "\n".join([*lines, "", level, "", error]) + "\n"
+
+
+def cell(score: dict[str, float], teacher: float) -> str:
+    """Returns a score with its error and, of a teacher that draws anything right, its share of the teacher's."""
+    share = f" ({score['value'] / teacher:.2f})" if teacher else ""
+    return f"{score['value']:.3f} ± {score['se']:.3f}{share}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -119,16 +120,34 @@ def workers_at_work(driver: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def kill_a_worker_when(there: Path) -> threading.Thread:
-    """SIGKILLs one of the workers as soon as a path exists."""
+def kill_a_worker_when(*there: Path) -> threading.Thread:
+    """SIGKILLs one of the workers as soon as a path exists, and so on with the next."""
 
     def wait_and_kill():
-        wait_until(there.exists)
-        workers_at_work()[-1].kill()
+        for path in there:
+            wait_until(path.exists)
+            workers_at_work()[-1].kill()
 
     thread = threading.Thread(target=wait_and_kill, daemon=True)
     thread.start()
     return thread
+
+
+def test_workers_that_die_more_often_than_ray_forgives_are_started_again_as_long_as_the_run_gets_further(
+    straight, tmp_path, monkeypatch, capfd
+):
+    other = going_on(straight(1), tmp_path)
+    deaths = cluster.RESTARTS + 1
+    killer = kill_a_worker_when(*(other.checkpoints / f"step-{MIDDLE + 2 * k:07d}" for k in range(1, deaths + 1)))
+    run(other, 1, monkeypatch)
+    killer.join()
+    told = capfd.readouterr()
+    assert told.out.count("going on from") == deaths + 1
+    (again,) = re.findall(r"workers died (\d+) times .* from iteration (\d+) to (\d+); starting again", told.err)
+    assert (int(again[0]), int(again[1])) == (deaths, MIDDLE)
+    assert int(again[2]) >= MIDDLE + 2 * deaths
+    one, two = (checkpoints.state(made.final)["files"] for made in (straight(1), other))
+    assert one == two
 
 
 def test_a_killed_worker_and_a_resume_end_at_the_bits_of_a_straight_run(straight, tmp_path, monkeypatch, capfd):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ray.train.torch import TorchTrainer
+
     from sana_sprint.training.job import Job
 
 FAULT = "fault-{rank}.txt"  # in the folder of the checkpoints: what a restart would only meet again
@@ -30,13 +32,7 @@ FAULT = "fault-{rank}.txt"  # in the folder of the checkpoints: what a restart w
 def run(job: Job) -> Path:
     """Trains to the end and returns the folder of the final checkpoint. Raises ValueError with the worker's own line
     when training fails for good."""
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from sana_sprint.models import passes
-    from sana_sprint.training import checkpoints, draws
-    from sana_sprint.training.job import BLOCKS
+    from sana_sprint.training import checkpoints
 
     if job.finished():
         return job.final
@@ -44,39 +40,73 @@ def run(job: Job) -> Path:
         for old in faults(job):
             old.unlink()
         checkpoints.sweep(job.checkpoints)
-    with cluster.Joined() as place, tempfile.TemporaryDirectory() as scratch:
-        trainer = TorchTrainer(
-            train_on_worker,
-            train_loop_config={
-                "job": ray.put(job),  # a reference: the controller would import all that a job is made of
-                "cores": place.cores_each,
-                "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1",
-                "switches": {k: v for k, v in os.environ.items() if k in (*passes.SWITCHES, BLOCKS, draws.MICRO_BATCH)},
-            },
-            scaling_config=ScalingConfig(
-                num_workers=place.workers,
-                use_gpu=place.use_gpu,
-                resources_per_worker=None if place.use_gpu else place.needs,
-            ),
-            run_config=RunConfig(
-                name=f"distill-{job.size}",
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=cluster.RESTARTS),
-            ),
-        )
-        try:
-            with asked_to_stop(job.checkpoints) as asked, process.interrupt_asks_to_end():
-                # In the main thread Ray Train would take Ctrl-C for itself.
-                ThreadPoolExecutor(1).submit(trainer.fit).result()
-        except Exception as error:
-            if not faults(job):
-                raise ValueError(f"distillation of {job.size} stopped: {cluster.root_cause(error)}") from error
+    with cluster.Joined() as place, asked_to_stop(job.checkpoints) as asked, process.interrupt_asks_to_end():
+        while not (ended(job, place) or asked):
+            pass
     if said := faults(job):
         raise ValueError(f"distillation of {job.size} stopped: {said[0].read_text()}")
     if asked and not job.finished():
         raise SystemExit(128 + asked[0])
     assert job.finished(), job.final
     return job.final
+
+
+def ended(job: Job, place: cluster.Place) -> bool:
+    """Runs the workers; returns whether they came to an end, if only to tell of a fault, and False where they died too
+    often but had got further, so that they may be started again. Raises ValueError where they had not."""
+    before = reached(job)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            # In the main thread Ray Train would take Ctrl-C for itself.
+            ThreadPoolExecutor(1).submit(trainer(job, place, scratch).fit).result()
+        except Exception as error:
+            if faults(job):
+                return True
+            cause, now = cluster.root_cause(error), reached(job)
+            if now <= before:
+                raise ValueError(f"distillation of {job.size} stopped: {cause}") from error
+            sys.stderr.write(
+                f"warning: distill {job.size}: workers died {1 + cluster.RESTARTS} times ({cause}), but the run came "
+                f"from iteration {before} to {now}; starting again\n"
+            )
+            return False
+    return True
+
+
+def trainer(job: Job, place: cluster.Place, scratch: str) -> TorchTrainer:
+    """Returns what runs the job's workers; of those that die it starts others, cluster.RESTARTS times."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from sana_sprint.models import passes
+    from sana_sprint.training import draws
+    from sana_sprint.training.job import BLOCKS
+
+    return TorchTrainer(
+        train_on_worker,
+        train_loop_config={
+            "job": ray.put(job),  # a reference: the controller would import all that a job is made of
+            "cores": place.cores_each,
+            "sharded": os.environ.get("SANA_SPRINT_SHARD") == "1",
+            "switches": {k: v for k, v in os.environ.items() if k in (*passes.SWITCHES, BLOCKS, draws.MICRO_BATCH)},
+        },
+        scaling_config=ScalingConfig(
+            num_workers=place.workers,
+            use_gpu=place.use_gpu,
+            resources_per_worker=None if place.use_gpu else place.needs,
+        ),
+        run_config=RunConfig(
+            name=f"distill-{job.size}",
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=cluster.RESTARTS),
+        ),
+    )
+
+
+def reached(job: Job) -> int:
+    """Returns the iteration of the newest checkpoint there is, whole or not."""
+    return max((int(path.name[-7:]) for path in job.checkpoints.glob("step-*")), default=0)
 
 
 def faults(job: Job) -> list[Path]:
