@@ -4,6 +4,7 @@ The workers compute a step in two passes, and their teacher's last block is of n
 takes the whole batch at once."""
 
 import dataclasses
+import re
 import shutil
 
 import pytest
@@ -141,6 +142,21 @@ def test_sharded_networks_go_on_after_a_killed_worker_to_the_bits_of_a_straight_
     for file in sorted(other.final.glob("shard-*")):  # their headers name the same in any order
         assert_close(load_file(file), load_file(done("1").final / file.name), rtol=0, atol=0)
     assert len(list(other.final.glob("shard-*"))) == 2
+
+
+def test_two_sharded_workers_that_fall_ill_return_to_the_last_good_slices_and_give_up_together(
+    inputs, params, tmp_path, capfd
+):
+    """They fall ill when the rate has been rising for some iterations, with a checkpoint behind them."""
+    exploding = {"health__sample_std_max": 1e9, "health__tangent_norm_max": None}  # until something is not finite
+    warm = {"student__lr": 100.0, "student__warmup_steps": 1000}
+    made = inputs.job(tmp_path, changed(params, iterations=40, health__returns_max=1, **warm, **exploding))
+    with pytest.raises(ValueError, match=r"stopped: ill 2 times, given up: student/.* lower distill.student.lr$"):
+        run(made, "1")
+    out = capfd.readouterr().out
+    assert out.count("return 1, other draws") == 1
+    (source,) = re.findall(r"going on from \S*/(step-\d+)", out)
+    assert len(list((made.checkpoints / source).glob("shard-*"))) == 2
 
 
 def test_one_whole_worker_goes_on_from_two_sharded_ones(done, tmp_path, capsys):
