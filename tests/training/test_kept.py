@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sana_sprint import config, storage
 from sana_sprint.data.loader import Latents
 from sana_sprint.models.networks import Text
-from sana_sprint.training import callbacks, draws, flow, kept, shrink
+from sana_sprint.training import callbacks, checkpoints, draws, flow, kept, shrink
 from tests.training.test_job import limited_files
 from tests.training.test_shrink_convert import SMOKE, data, prune_params, uncut  # noqa: F401  fixtures
 
@@ -96,8 +96,19 @@ def test_a_run_that_broke_off_goes_on_bit_for_bit(training, straight, capsys):
         training.run(crash, at=9)
     assert training.steps() == [4, 8]
     assert training.run() == straight
-    assert "going on from" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "going on from" in said.out
+    assert "the code of this training" not in said.err
     assert not training.keep.folder.exists()
+
+
+def test_one_that_goes_on_by_other_code_says_so(training, capsys):
+    with pytest.raises(SystemExit):
+        training.run(crash, at=9)
+    state = training.keep.folder / "step-0000008" / checkpoints.STATE
+    storage.write_json(state, storage.read_json(state) | {"code": "of before"})
+    training.run()
+    assert "step-0000008: the code of this training was another one then" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ask", [sigterm, interrupt])

@@ -35,7 +35,7 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
         source = checkpoints.newest(job.checkpoints, job.key)
         attempt = max(returns, checkpoints.state(source)["attempt"] if source else 0)
         if share.rank == 0 and source:
-            say_where(job, source)
+            checkpoints.go_on_from(source, f"distill {job.size}: ")
         try:
             train(job, share, source, attempt, strategy())
             return
@@ -57,16 +57,6 @@ def go_back(job: Job, share: draws.Share, ill: health.Ill, returns: int) -> None
         sys.stdout.write(f"distill {job.size}: {ill}\ndistill {job.size}: return {returns}, other draws\n")
         if job.recorder:
             job.recorder.text(f"{ill}\n", f"return-{returns}.txt")
-
-
-def say_where(job: Job, source: Path) -> None:
-    """Says which checkpoint the run goes on from, and warns of one that other code has made."""
-    sys.stdout.write(f"distill {job.size}: going on from {source}\n")
-    if checkpoints.state(source).get("code") != checkpoints.code():
-        sys.stderr.write(
-            f"warning: {source}: the code of this training was another one then, so that the result is of both; to "
-            f"begin anew delete {source.parent}\n"
-        )
 
 
 def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:

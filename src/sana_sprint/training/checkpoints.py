@@ -77,6 +77,16 @@ def code(parts: Sequence[str] = ("maths", "models", "training")) -> str:
     return storage.digest_of([storage.digest(file) for file in files])
 
 
+def go_on_from(path: Path, whose: str = "") -> None:
+    """Says which checkpoint a run goes on from, and warns of one that other code has made."""
+    sys.stdout.write(f"{whose}going on from {path}\n")
+    if state(path).get("code") != code():
+        sys.stderr.write(
+            f"warning: {path}: the code of this training was another one then, so that the result is of both; to "
+            f"begin anew delete {path.parent}\n"
+        )
+
+
 def number(path: Path) -> int:
     """Returns the iteration of a checkpoint by its name."""
     return int(path.name.removeprefix("step-"))

@@ -42,7 +42,7 @@ class Kept(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Loads the checkpoint to continue from. Lightning calls this even where no step is left to train."""
         if self.source:
-            sys.stdout.write(f"going on from {self.source}\n")
+            checkpoints.go_on_from(self.source)
             threads.go_on_with(checkpoints.state(self.source)["threads"])
             saving.restore(self.source, pl_module, trainer.optimizers)
 
@@ -72,7 +72,8 @@ class Kept(L.Callback):
         """Writes curves and checkpoint."""
         for curves in (c for c in trainer.callbacks if isinstance(c, callbacks.Curves)):  # type: ignore[attr-defined]
             curves.save()
-        state = {"iteration": self.done, "key": self.key, "proved": 0, "threads": torch.get_num_threads()}
+        state = {"iteration": self.done, "key": self.key, "proved": 0}
+        state |= {"threads": torch.get_num_threads(), "code": checkpoints.code()}
         saving.save(self.folder, module, trainer.optimizers, state, self.params.keep_checkpoints)
 
     def end(self, curves: Path) -> None:
