@@ -1,5 +1,6 @@
-"""Lets the benchmark run with torch, diffusers, transformers and what these require (pydantic among it): the little of
-Lightning and of ruamel.yaml that it needs stands in the place of whichever is missing."""
+"""Lets the benchmark run with torch, diffusers, transformers and what these require: the little of Lightning and of
+ruamel.yaml that it needs stands in the place of whichever is missing. Pydantic must be there; transformers 5
+brings it."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ process, taking turns.
     python tests/benchmarks/distill.py --size 0.6B --sweep       published shape, growing batches, on a GPU
     python tests/benchmarks/distill.py --check                   the two schemes' gradients in float32
 
-Needs torch, diffusers and transformers (bare.py stands in for the rest where it is missing), and src/ on PYTHONPATH
-where the project is not installed. An iteration is one step of the student and one of the heads, each on a batch of
-its own.
+Needs torch, diffusers, transformers and pydantic (bare.py stands in for the rest where it is missing), and src/ on
+PYTHONPATH where the project is not installed. An iteration is one step of the student and one of the heads, each on a
+batch of its own.
 """
 
 from __future__ import annotations

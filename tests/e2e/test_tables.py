@@ -30,6 +30,7 @@ def test_make_ablation_distils_every_seed_once_and_leaves_table_curves_and_page(
     data = shortened.root / "data"
     of = {name: json.loads((data / f"ablation/{name}.json").read_text()) for name in ("sprint", "scm")}
     for name, told in of.items():
+        assert [log.count(f"ablation {name} seed {seed}: {{") for seed in SEEDS] == [1, 1]
         assert [seed["seed"] for seed in told["seeds"]] == list(SEEDS)
         assert all(set(seed["scores"]) == {"1", "2", "4"} for seed in told["seeds"])
         assert ("student/ladd" in told["seeds"][0]["curves"]) == (name == "sprint")

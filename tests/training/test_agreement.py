@@ -50,6 +50,14 @@ def test_workers_that_see_other_checkpoints_do_not_train_on(inputs, distill_para
     assert [path.name for path in first.checkpoints.glob("step-*")] == [stale.name]
 
     aside.rename(stale)
+    whole = (cut := first.checkpoints / stale.name / "averaged.safetensors").read_bytes()
+    cut.write_bytes(whole[:1000])
+    done = two_workers(tmp_path, [first, second])
+    assert done.returncode
+    assert "the newest whole checkpoint is none to worker 0 and another to another" in done.stderr
+    assert cut.exists()  # broken to the first alone, and so perhaps to its view alone
+    cut.write_bytes(whole)
+
     done = two_workers(tmp_path, [first, second])
     assert done.returncode == 0, done.stderr
     assert checkpoints.newest(first.checkpoints, first.key) == first.final

@@ -178,6 +178,22 @@ def test_a_checkpoint_that_cannot_be_read_now_is_no_broken_one(latents_folder, d
     assert before.exists()
 
 
+def test_a_checkpoint_that_cannot_be_read_now_hinders_no_later_one(latents_folder, distill_params, tmp_path):
+    made = module(latents_folder, distill_params)
+    optimizers = made.configure_optimizers()
+
+    def save(iteration):
+        scores = {"1": 0.1 * iteration}
+        state = {"iteration": iteration, "key": "key", "proved": iteration, "scores": scores}
+        return saving.save(tmp_path, made, optimizers, state, 1)
+
+    (save(2) / checkpoints.STATE).unlink()
+    (tmp_path / "step-0000002" / checkpoints.STATE).symlink_to(checkpoints.STATE)
+    newest = [save(4), save(6)][-1]
+    assert list(tmp_path.glob("step-*")) == [newest]
+    assert checkpoints.newest(tmp_path, "key") == newest
+
+
 def test_two_shares_of_a_batch_draw_the_numbers_of_one(latents_folder, distill_params):
     whole = draws.Draws(3, 5, 8, ONE, "cpu")
     halves = [draws.Draws(3, 5, 8, draws.Share(r, 2), "cpu") for r in (0, 1)]

@@ -120,20 +120,16 @@ def test_a_learning_rate_of_100_times_ends_in_returns_and_a_diagnosis(inputs, di
         assert all(weights.isfinite().all() for weights in load_file(path).values())
 
 
-@pytest.mark.parametrize("recipe", ["scm", "sprint"])
-def test_a_learning_rate_of_50_times_shows_in_the_gradient_norm_by_the_limit_that_profiles_ship(
-    recipe, inputs, distill_params, tmp_path
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_weight_that_is_far_too_high_shows_in_the_gradient_norm_by_the_limit_that_profiles_ship(
+    inputs, distill_params, tmp_path, seed
 ):
     assert distill_params.health.grad_norm_max == 1e3
-    rate = 50 * distill_params.student.lr
-    params = changed(
-        distill_params, recipe=recipe, iterations=40, student__lr=rate, student__warmup_steps=0, health__returns_max=0,
-        **EXPLODING,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=r"^ill 1 time, given up: student/grad_norm stays above 1000 for 4 iterations"):
+    params = changed(distill_params, seed=seed, iterations=12, ladd_weight=1e7, health__returns_max=0)
+    told = r"^ill 1 time, given up: .*student/grad_norm stays above 1000 for 4 iterations .* or distill.ladd_weight"
+    with pytest.raises(ValueError, match=told):
         fit(inputs.job(tmp_path, params))
-    params = changed(distill_params, recipe=recipe, iterations=40)
-    made = inputs.job(tmp_path / "well", params)
+    made = inputs.job(tmp_path / "well", changed(distill_params, seed=seed, iterations=12))
     fit(made)
     assert statistics.median(curves(made)["student/grad_norm"]) < 1e3 / 4
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,13 @@ def draws_grid(params: Distill, iteration: int) -> bool:
 
 
 def best(folder: Path) -> Path | None:
-    """Returns the checkpoint of the highest mean score, the newest of equals, or None where none was scored."""
-    scores = {path: state(path).get("scores", {}).values() for path in folder.glob("step-*")}
-    scored = [(sum(values) / len(values), path) for path, values in scores.items() if values]
+    """Returns the checkpoint of the highest mean score, the newest of equals, or None where none was scored. One that
+    cannot be read now has none."""
+    scored = []
+    for path in folder.glob("step-*"):
+        with suppress(OSError):
+            if values := state(path).get("scores", {}).values():
+                scored.append((sum(values) / len(values), path))
     return max(scored)[1] if scored else None
 
 
@@ -82,7 +86,7 @@ def go_on_from(path: Path, whose: str = "") -> None:
     sys.stdout.write(f"{whose}going on from {path}\n")
     if state(path).get("code") != code():
         sys.stderr.write(
-            f"warning: {path}: the code of this training was another one then, so that the result is of both; to "
+            f"warning: {path}: the code of this training was another one then, so that the result may be of both; to "
             f"begin anew delete {path.parent}\n"
         )
 
@@ -124,6 +128,10 @@ def state(path: Path) -> dict[str, Any]:
         return dict(storage.read_json(path / STATE))
     except (ValueError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be read now ({error}); start again when it can, or delete it to go on from the one before"
+        ) from error
 
 
 def broken(path: Path) -> str:

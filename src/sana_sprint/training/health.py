@@ -192,12 +192,13 @@ class Health(L.Callback):
         if self.limits.tangent_norm_max and TANGENT in self.values:
             largest[TANGENT] = self.limits.tangent_norm_max
         of_student = (
-            "time reaches the network as 1000 t, the teacher lacks QK-norm, or the rate is too high: fine-tune the "
-            "teacher by stage teacher, or lower"
+            "time reaches the network as 1000 t, the teacher lacks QK-norm, or a rate or weight is too high: fine-tune "
+            "the teacher by stage teacher, or lower"
         )
         return {
             name: f"{name} stays above {limit:g} {{lasted}} (now {self.values[name]:.3g}); likely "
-            f"{of_student if name.startswith('student/') else 'the rate is too high: lower'} {self.rate_of(name)}"
+            f"{of_student if name.startswith('student/') else 'the rate is too high: lower'} "
+            f"{self.levers(self.rate_of(name)) if name == 'student/grad_norm' else self.rate_of(name)}"
             for name, limit in largest.items()
             if self.values[name] > limit
         }

@@ -66,8 +66,8 @@ def ended(job: Job, place: cluster.Place) -> bool:
             if now <= before:
                 raise ValueError(f"distillation of {job.size} stopped: {cause}") from error
             sys.stderr.write(
-                f"warning: distill {job.size}: workers died {1 + cluster.RESTARTS} times ({cause}), but the run came "
-                f"from iteration {before} to {now}; starting again\n"
+                f"warning: distill {job.size}: workers failed {1 + cluster.RESTARTS} times ({cause}), but the run came "
+                f"from iteration {before} to {now} and can go on\n"
             )
             return False
     return True
@@ -105,8 +105,11 @@ def trainer(job: Job, place: cluster.Place, scratch: str) -> TorchTrainer:
 
 
 def reached(job: Job) -> int:
-    """Returns the iteration of the newest checkpoint there is, whole or not."""
-    return max((int(path.name[-7:]) for path in job.checkpoints.glob("step-*")), default=0)
+    """Returns the iteration of the newest whole checkpoint, or 0."""
+    from sana_sprint.training import checkpoints
+
+    newest = checkpoints.newest(job.checkpoints, job.key)
+    return checkpoints.number(newest) if newest else 0
 
 
 def faults(job: Job) -> list[Path]:

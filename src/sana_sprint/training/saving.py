@@ -114,15 +114,16 @@ class Checkpoints(L.Callback):
         self.due = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Before anything else that the workers do together: raises RuntimeError, after which Ray starts them again,
-        where this one sees another checkpoint than the first. Weights would be the first's, moments and draws its own.
-        Once they agree the broken ones that were passed over are removed."""
+        """Before anything else that the workers do together: all raise RuntimeError, after which Ray starts them again,
+        where one sees another checkpoint than the first. Weights would be the first's, moments and draws its own. Once
+        they agree the broken ones that were passed over are removed."""
         own = self.source.name if self.source else "none"
         first = trainer.strategy.broadcast(own)
-        if own != first:
+        if not trainer.strategy.reduce_boolean_decision(own == first):
+            others = f"{first} to the first" if own != first else "another to another"
             raise RuntimeError(
-                f"{self.folder}: the newest whole checkpoint is {own} to worker {trainer.global_rank} and {first} to "
-                "the first; all workers must see one folder, and at once: put it on storage that they share"
+                f"{self.folder}: the newest whole checkpoint is {own} to worker {trainer.global_rank} and {others}; "
+                "all workers must see one folder, and at once: put it on storage that they share"
             )
         if trainer.is_global_zero:
             checkpoints.forget_after(self.folder, checkpoints.number(self.source) if self.source else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +21,6 @@ from sana_sprint.models.networks import Text
 from sana_sprint.training import checkpoints, draws
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from diffusers import SanaTransformer2DModel
     from torch import Tensor
 
@@ -35,7 +34,8 @@ def drawn(latents: Path, teacher: Path, sampling: Sampling, seed: int, cache: Pa
     sampling.teacher_steps from noise of (seed, picture). It is made once, by one process at a time, and kept in `cache`
     under a key of all this and of the code; of a run that was cut short the shards stay.
     """
-    code = checkpoints.code(["maths", "models"])
+    code = [checkpoints.code(["maths", "models"])]
+    code += [storage.digest(Path(str(file))) for file in (__file__, draws.__file__, loader.__file__)]
     key = storage.digest_of([storage.digest(latents), storage.digest(teacher), sampling.model_dump(), seed, code])
     folder = cache / key[:12]
     with checkpoints.owned(folder):
