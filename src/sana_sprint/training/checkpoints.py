@@ -75,7 +75,7 @@ def forget_after(folder: Path, iteration: int) -> None:
 
 
 def code(parts: Sequence[str] = ("maths", "models", "training")) -> str:
-    """Returns the digest of the code of these parts, as they stand, of that which a training executes."""
+    """Returns the digest of the code of these parts of the package; by default of all that a training executes."""
     package = Path(__file__).parents[1]
     files = sorted(file for part in parts for file in (package / part).glob("*.py"))
     return storage.digest_of([storage.digest(file) for file in files])
