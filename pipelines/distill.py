@@ -51,7 +51,7 @@ def main() -> None:
         frozen = bundle.load_frozen_parts(Path("data/models/trigflow") / size)  # its configs keep the path as given
         bundle.save_student(data / "models/student" / size, student, frozen, how)
         storage.write_json(data / f"metrics/curves/distill-{size}.json", storage.read_json(job.curves))
-        checkpoints.clear(job.checkpoints)
+    checkpoints.clear(job.checkpoints)  # now that nothing can fail any more
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from sana_sprint.models.networks import Text
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 DC_AE = {"downsample_block_type": "Conv", "upsample_block_type": "interpolate", "scaling_factor": 0.41407}  # f32c32
+TAPS_OF_20 = (2, 8, 14, 19)  # blocks that the released heads of the 1.6B see
 GEMMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}  # Gemma-2-2B, as Gemma2Config has it
 
 
@@ -114,7 +115,7 @@ def published(layers: int, heads: int, cross_heads: int) -> Shape:
     """Returns a published shape at 1024 px with DC-AE f32c32 and Gemma-2-2B (arXiv:2503.09641, section 4.1)."""
     return Shape(
         "sana", layers, layers, heads, 32, cross_heads, 32, 32, 1024, 300, 2304,
-        lambda: AutoencoderDC(**DC_AE), GEMMA,
+        lambda: AutoencoderDC(**DC_AE), GEMMA, taps=tuple(round((i + 1) * layers / 20) - 1 for i in TAPS_OF_20),
     )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ LATENCIES |= {
 }
 DATED = {"data/reports/validation"}  # Data Docs say when
 CURVES = {f"data/metrics/curves/distill-{size}.json" for size in SIZES} | {"data/plots/curves"}
-ITS_OWN = {"images_per_s", "peak_memory_mb", "grid/diversity"}  # curves of this very run; a resume knows the next grid
+# curves of this very run; a resume knows the next grid
+ITS_OWN = {"images_per_s", "time_left_s", "peak_memory_mb", "grid/diversity"}
 NAMES_RUNS = {f"data/reports/registration/{size}.json" for size in SIZES}
 UNLIKE = COUNTS_ITS_RUN | LATENCIES | CURVES | DATED | NAMES_RUNS
 # stage -> what shows that it is in the middle: words in its log or a file

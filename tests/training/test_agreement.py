@@ -12,13 +12,15 @@ from sana_sprint.training import checkpoints
 from tests.training.small_job import changed, fit, half
 
 WORKER = """
-import os, pickle, sys
+import os, pickle, sys, torch
 from pathlib import Path
 from sana_sprint.training import attempts, draws
 rank = int(os.environ["RANK"])
 made = pickle.loads(Path(sys.argv[1 + rank]).read_bytes())
+torch.set_num_threads(2 - rank)  # as each has measured it
 ways = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_find_unused_parameters_true"}
 attempts.fit(made, draws.Share(rank, 2), lambda: ways)
+sys.stdout.write(f"{torch.get_num_threads()} threads\\n")
 """
 
 
@@ -31,7 +33,8 @@ def two_workers(tmp_path, jobs):
     (tmp_path / "worker.py").write_text(WORKER)
     group = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words, here = [*group, tmp_path / "worker.py", *files], os.pathsep.join([str(Path.cwd()), *sys.path])
-    return subprocess.run(words, env=os.environ | {"PYTHONPATH": here}, capture_output=True, text=True, check=False)
+    env = {k: v for k, v in os.environ.items() if k != "SANA_SPRINT_THREADS"} | {"PYTHONPATH": here}
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
 
 
 def test_workers_that_see_other_checkpoints_do_not_train_on(inputs, distill_params, tmp_path):
@@ -61,3 +64,5 @@ def test_workers_that_see_other_checkpoints_do_not_train_on(inputs, distill_para
     done = two_workers(tmp_path, [first, second])
     assert done.returncode == 0, done.stderr
     assert checkpoints.newest(first.checkpoints, first.key) == first.final
+    assert done.stdout.count("2 threads") == 2, "sums over another number of threads are rounded in another order"
+    assert checkpoints.state(first.final)["threads"] == 2

@@ -30,6 +30,7 @@ WATCHED = {
     *(f"heads/{name}" for name in ("hinge", "real", "fake", "misaligned", "accuracy")),
     *(f"{network}/{name}" for network in ("student", "heads") for name in ("grad_norm", "lr")),
     "images_per_s",
+    "time_left_s",
     "peak_memory_mb",
     "grid/diversity",
 }
@@ -82,6 +83,7 @@ def test_a_run_logs_what_it_watches_and_says_how_long_it_still_takes(
         assert 0 < one**2 + other**2 < whole**2  # other weights have gradients too
     assert found["student/r"] == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
     assert found["student/drift"][-1] > 0
+    assert found["time_left_s"][-1] == 0 < min(found["time_left_s"][:-1])
     assert min(found["grid/diversity"]) > 0.6
     assert [p.name for p in sorted(made.grids.iterdir())] == [f"iteration-{n:06d}.png" for n in (0, 3, 6)]
     said = capsys.readouterr().out
@@ -92,6 +94,8 @@ def test_a_run_logs_what_it_watches_and_says_how_long_it_still_takes(
     told = {f"{group}/{one.split()[0]}" for group, metrics in groups.items() for one in metrics.split(", ")}
     assert told == {name for name in found if "/" in name}
     assert "images_per_s" in last
+    assert "time_left_s" not in last
+    assert last.endswith("0m00s left")
     assert said.rstrip().endswith("0m00s left")
 
 
@@ -114,10 +118,22 @@ def test_a_learning_rate_of_100_times_ends_in_returns_and_a_diagnosis(inputs, di
     assert "distill tiny: return 2, other draws" in out
     assert list(record.texts) == ["return-1.txt", "return-2.txt"]
     assert all("likely the learning rate is too high" in text for text in record.texts.values())
-    kept = [int(path.name[-7:]) for path in made.checkpoints.iterdir()]
+    kept = [checkpoints.number(path) for path in made.checkpoints.iterdir()]
     assert iterations_of_return(out) == [max(kept)] * 2
     for path in made.checkpoints.glob("*/*.safetensors"):
         assert all(weights.isfinite().all() for weights in load_file(path).values())
+
+
+def test_a_checkpoint_that_a_return_has_tried_in_vain_is_not_tried_again(inputs, distill_params, tmp_path, capsys):
+    well = changed(distill_params, iterations=4, grid_every=8)
+    fit(inputs.job(tmp_path, well))
+    capsys.readouterr()
+    params = changed(well, iterations=12, student__lr=1e4, student__warmup_steps=0, **EXPLODING)
+    made = inputs.job(tmp_path, params)
+    with pytest.raises(health.Ill, match="ill 3 times, given up"):
+        fit(made)
+    assert iterations_of_return(capsys.readouterr().out) == [4, 4, 2]
+    assert [checkpoints.number(path) for path in made.checkpoints.iterdir()] == [2], "the last that there is stays"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import lightning as L
 import pytest
@@ -181,6 +182,18 @@ def test_what_is_kept_serves_the_same_inputs_and_params_alone(tmp_path, monkeypa
     assert first not in (key("prune/small"), key(seed=1))
     made_of.write_text("two")
     assert key() != first
+
+
+def test_a_second_training_waits_for_the_one_that_still_writes_there(tmp_path, teacher_params, capsys):
+    first = kept.Kept(tmp_path / "teacher", "key", teacher_params)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(kept.Kept, tmp_path / "teacher", "key", teacher_params)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        storage.write_json(first.curves, {})
+        first.end(tmp_path / "curves.json")
+        second.result(timeout=60)
+    assert "teacher: another training still writes here; waiting for its end" in capsys.readouterr().err
 
 
 def test_a_cut_checkpoint_is_named_and_the_one_before_is_taken(training, straight, capsys):

@@ -42,21 +42,27 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
         except checkpoints.Stopped:
             return
         except health.Ill as ill:
+            go_back(job, share, ill, attempt + 1, source if returns else None)
             returns = attempt + 1
-            go_back(job, share, ill, returns)
 
 
-def go_back(job: Job, share: draws.Share, ill: health.Ill, returns: int) -> None:
-    """Makes ready for a return: checkpoints that hold the fault already go. Raises `health.Ill` after too many."""
-    if ill.proved is not None:
-        checkpoints.forget_after(job.checkpoints, ill.proved)
+def go_back(job: Job, share: draws.Share, ill: health.Ill, returns: int, tried: Path | None) -> None:
+    """Makes ready for a return: checkpoints that hold the fault already go, and one `tried` by a return that has made
+    none since, where there is another before it. Raises `health.Ill` after too many."""
+    good = ill.proved
+    if good is None and tried and checkpoints.until(job.checkpoints, job.params.iterations) == tried:
+        before = checkpoints.until(job.checkpoints, checkpoints.number(tried) - 1)
+        good = checkpoints.number(before or tried)
+    if good is not None:
+        checkpoints.forget_after(job.checkpoints, good)
     if returns > job.params.health.returns_max:
         tries = f"{returns} time" + "s" * (returns > 1)
         raise health.Ill(f"ill {tries}, given up: {ill}") from None
     if share.rank == 0:
         sys.stdout.write(f"distill {job.size}: {ill}\ndistill {job.size}: return {returns}, other draws\n")
         if job.recorder:
-            job.recorder.text(f"{ill}\n", f"return-{returns}.txt")
+            with callbacks.despite_full_disk(f"return-{returns}.txt"):
+                job.recorder.text(f"{ill}\n", f"return-{returns}.txt")
 
 
 def warn_of_cut_groups(params: Distill, share: draws.Share) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Values = Callable[[L.Trainer], dict[str, float]]
+
+TIME_LEFT = "time_left_s"
 
 
 def quiet() -> None:
@@ -47,13 +50,20 @@ def newest(trainer: L.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
+def mend(error: OSError) -> str:
+    """Returns what is to be done about something that could not be written, of which torch and safetensors give no
+    number: `free space`, unless something else than room is missing."""
+    full = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on file size
+    return "free space" if error.errno in full else "mend that"
+
+
 @contextmanager
 def despite_full_disk(what: str) -> Iterator[None]:
     """Lets a run go on without something that could not be written."""
     try:
         yield
     except OSError as error:
-        sys.stderr.write(f"warning: no {what}: {error}; free space, the run goes on\n")
+        sys.stderr.write(f"warning: no {what}: {error}; {mend(error)}, the run goes on\n")
 
 
 def shown(values: dict[str, float]) -> str:
@@ -92,7 +102,8 @@ class Progress(L.Callback):
         self.said_at = now
         per_s = (done - self.start) / max(now - self.started_at, 1e-9)
         left_s = (self.steps - done) / max(per_s, 1e-9)
-        line = f"{self.name}  {done}/{self.steps}  {shown(newest(trainer))}  {per_s:.1f}/s  {clock(left_s)} left"
+        values = {name: value for name, value in newest(trainer).items() if name != TIME_LEFT}  # told as minutes
+        line = f"{self.name}  {done}/{self.steps}  {shown(values)}  {per_s:.1f}/s  {clock(left_s)} left"
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

@@ -100,7 +100,7 @@ class Health(L.Callback):
         """Judges the newest metrics: that they are finite after every turn, the rest after whole iterations."""
         iteration, turn = divmod(batch["step"] + 1, self.params.turns)
         if not turn and iteration % self.params.log_every == 0:
-            self.log_run(pl_module, batch_idx + 1)
+            self.log_run(pl_module, batch_idx + 1, self.params.turns * (self.params.iterations - iteration))
         self.values = on_all_workers(callbacks.newest(trainer))
         self.look_for_nan()
         if not turn:
@@ -114,9 +114,10 @@ class Health(L.Callback):
                 sentence = f"{name} is {value}; likely the learning rate is too high: lower {self.rate_of(name)}"
                 raise Ill(sentence, proved)
 
-    def log_run(self, module: Distillation, steps: int) -> None:
-        """Logs the drift |averaged - student| / |student|, images a second (each step sees a batch of its own) and the
-        peak memory of this process. `steps` are those since this process began."""
+    def log_run(self, module: Distillation, steps: int, left: int) -> None:
+        """Logs the drift |averaged - student| / |student|, images a second (each step sees a batch of its own), the
+        time left at that rate and the peak memory of this process. `steps` are those since this process began, `left`
+        those to come."""
         norm = torch.linalg.vector_norm
         pairs = zip(module.averaged.parameters(), module.student.parameters(), strict=True)
         norms = [(norm(a.detach() - s.detach()), norm(s.detach())) for a, s in pairs]  # one gap at a time in memory
@@ -124,7 +125,9 @@ class Health(L.Callback):
         module.log("student/drift", gap / size)
         (before, since), now = self.measured, time.monotonic()
         self.measured = (steps, now)
-        module.log("images_per_s", (steps - before) * self.params.global_batch / (now - since))
+        per_s = (steps - before) / (now - since)
+        module.log("images_per_s", per_s * self.params.global_batch)
+        module.log(callbacks.TIME_LEFT, left / per_s)
         on_gpu = module.device.type == "cuda"
         peak = (
             torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF)[2] / 1024

@@ -5,6 +5,7 @@ key goes on from it, to the same weights as if nothing had been.
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ class Kept(L.Callback):
 
     def __init__(self, folder: Path, key: str, params: Params) -> None:
         self.folder, self.key, self.params = folder, key, params
+        self.held = ExitStack()
+        self.held.enter_context(checkpoints.owned(folder))
         checkpoints.sweep(folder)
         self.source = checkpoints.newest(folder, key)
         self.start = self.done = int(checkpoints.state(self.source)["iteration"]) if self.source else 0
@@ -62,11 +65,13 @@ class Kept(L.Callback):
         self.done = batch["step"] + 1
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Saves when the process is asked to end, which Lightning tells once a step is whole."""
+        """Saves when the process is asked to end, which Lightning tells once a step is whole, and leaves the folder to
+        the next process."""
         if isinstance(exception, SIGTERMException) and self.done > self.start:
             sys.stderr.write("asked to stop: writing a checkpoint first\n")
             with callbacks.despite_full_disk(f"checkpoint of step {self.done}"):
                 self.save(trainer, pl_module)
+        self.held.close()
 
     def save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Writes curves and checkpoint."""
@@ -80,6 +85,7 @@ class Kept(L.Callback):
         """Writes the curves of the finished training where they belong, and removes its checkpoints."""
         storage.write_json(curves, storage.read_json(self.curves))
         checkpoints.clear(self.folder)
+        self.held.close()
 
 
 def of(name: str, inputs: list[Path], params: Params) -> Kept:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sana_sprint import storage
+from sana_sprint.models import threads
 from sana_sprint.training import callbacks, checkpoints, sharding
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def needed() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{error}; free space and start again: it goes on from the checkpoint before") from error
+        what = f"{callbacks.mend(error)} and start again"
+        raise OSError(f"{error}; {what}: it goes on from the checkpoint before") from error
 
 
 def save(
@@ -116,7 +118,8 @@ class Checkpoints(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before anything else that the workers do together: all raise RuntimeError, after which Ray starts them again,
         where one sees another checkpoint than the first. Weights would be the first's, moments and draws its own. Once
-        they agree the broken ones that were passed over are removed."""
+        they agree the broken ones that were passed over are removed, and all compute with as many threads as the first,
+        whose number is saved."""
         own = self.source.name if self.source else "none"
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
@@ -125,6 +128,7 @@ class Checkpoints(L.Callback):
                 f"{self.folder}: the newest whole checkpoint is {own} to worker {trainer.global_rank} and {others}; "
                 "all workers must see one folder, and at once: put it on storage that they share"
             )
+        threads.go_on_with(trainer.strategy.broadcast(torch.get_num_threads()))
         if trainer.is_global_zero:
             checkpoints.forget_after(self.folder, checkpoints.number(self.source) if self.source else 0)
 
