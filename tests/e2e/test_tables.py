@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.e2e
 ABLATION = "pipelines/ablation/dvc.yaml"
 SEEDS = (0, 1)
-ROWS = ("sprint", "scm", "data_free", "unhealed")
+ROWS = ("sprint", "data_free", "scm", "unhealed")
 SHORT = {
     "stability": {"fine_tune_steps": 3, "scm_iterations": 3, "rates": [1], "staged_steps": 2, "staged_rates": [1]},
     "healing": {"prompts": 24, "rows": {"small": {"size": "small", "seeds": [0], "steps": [0, 2]}}},
