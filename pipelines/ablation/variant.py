@@ -1,8 +1,8 @@
 """One row of the ablation: the profile's own distillation with a few keys changed, once per seed, seeds side by side
 on the cores of the machine. pipelines/ablation/variants.yaml, data/models, data/latents, data/raw
 -> data/ablation/<variant>.json with scores per step count and seed, and curves. A seed that is done stays done when the
-variant is interrupted, and as long as nothing it rests on changes. `make ablation` runs the seeds of several variants
-ahead of their stages, so that no core waits for the last seed of one of them."""
+variant is interrupted. `make ablation` runs the seeds of several variants ahead of their stages, so that no core waits
+for the last seed of one of them."""
 
 import argparse
 import json
@@ -50,7 +50,9 @@ def main() -> None:
     parts = [part(name, seed) for seed in shared["seeds"]]
     seeds = [{k: v for k, v in storage.read_json(path).items() if k != "key"} for path in parts]
     told = {"changes": changes | {"unhealed": unhealed}, "seeds": seeds}
-    storage.write_json(DATA / f"ablation/{name}.json", told)  # the parts stay: DVC has not committed this yet
+    storage.write_json(DATA / f"ablation/{name}.json", told)
+    for path in parts:
+        path.unlink()
 
 
 def stale(names: list[str]) -> list[str]:
@@ -83,7 +85,7 @@ def process_of(name: str, seed: int) -> int:
 
 
 def part(name: str, seed: int) -> Path:
-    """Returns where one seed's result lies, which serves as long as its key is the same."""
+    """Returns where one seed's result lies until the variant is whole."""
     return DATA / f"cache/ablation/{name}-{seed}.json"
 
 

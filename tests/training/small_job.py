@@ -14,6 +14,7 @@ from sana_sprint.training import attempts, draws, job
 
 SAMPLING = config.parse(config.Sampling, "sampling", Path("profiles/smoke.yaml"))
 SIGMA_D = 0.5
+MACHINES = {"images_per_s", "time_left_s", "peak_memory_mb"}  # curves that tell of the machine and not of the training
 
 
 @dataclass(frozen=True)

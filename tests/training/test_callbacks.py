@@ -1,6 +1,8 @@
 """A training that breaks says so in one line; its curves survive a resume without a doubled step."""
 
+import errno
 import json
+import os
 
 import lightning as L
 import pytest
@@ -57,6 +59,15 @@ def test_metrics_of_one_network_are_shown_together():
     values = {"student/scm": -5.2345, "student/grad_norm": 12.0, "heads/grad_norm": 0.5, "images_per_s": 48.12}
     assert callbacks.shown(values) == "student: scm -5.23, grad_norm 12  heads: grad_norm 0.5  images_per_s 48.1"
     assert callbacks.shown({"loss": 0.25}) == "loss 0.25"
+
+
+@pytest.mark.parametrize(
+    ("number", "what"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (errno.EACCES, "mend that")]
+)
+def test_only_what_lacks_room_asks_for_some(capsys, number, what):
+    with callbacks.despite_full_disk("checkpoint"):
+        raise OSError(number, os.strerror(number))
+    assert capsys.readouterr().err.endswith(f"; {what}, the run goes on\n")
 
 
 @pytest.mark.parametrize(

@@ -188,11 +188,14 @@ def test_a_second_training_waits_for_the_one_that_still_writes_there(tmp_path, t
     first = kept.Kept(tmp_path / "teacher", "key", teacher_params)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(kept.Kept, tmp_path / "teacher", "key", teacher_params)
-        with pytest.raises(TimeoutError):
-            second.result(timeout=1)
-        storage.write_json(first.curves, {})
-        first.end(tmp_path / "curves.json")
-        second.result(timeout=60)
+        try:
+            with pytest.raises(TimeoutError):
+                second.result(timeout=1)
+            storage.write_json(first.curves, {})
+            first.end(tmp_path / "curves.json")
+            second.result(timeout=60)
+        finally:
+            first.held.close()  # or the pool would wait for ever for the second
     assert "teacher: another training still writes here; waiting for its end" in capsys.readouterr().err
 
 

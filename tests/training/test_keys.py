@@ -3,7 +3,6 @@
 import pytest
 from test_distill import module
 from test_recipes import seen
-from torch import Tensor
 
 from tests.training.small_job import changed
 
@@ -11,11 +10,11 @@ ALL = {"student/scm", "student/ladd", "student/dmd", "heads/hinge", "fake_score/
 LATE = {"mean": 1.0, "std": 0.5}
 
 
-def losses(latents_folder, params, **changes) -> dict[str, Tensor]:
+def losses(latents_folder, params, **changes) -> dict[str, float]:
     """The losses of both turns and what is watched, on the same draws for all params."""
     made = module(latents_folder, changed(params, recipe="sprint_dmd", **changes))
     of_turns = [made.student_losses(seen(latents_folder)), made.critics_losses(seen(latents_folder, turn=1))]
-    return {name: value.detach() for pair in of_turns for part in pair for name, value in part.items()}
+    return {name: value.item() for pair in of_turns for part in pair for name, value in part.items()}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def test_pairs_that_are_left_out_are_not_judged(latents_folder, distill_params):
     all_pairs, own = (losses(latents_folder, distill_params, heads__misaligned_pairs=on) for on in (True, False))
     assert set(all_pairs) - set(own) == {"heads/misaligned"}
     assert all_pairs["heads/hinge"] != own["heads/hinge"]
-    assert all_pairs["heads/fake"] == own["heads/fake"]
+    assert own["heads/fake"] == pytest.approx(all_pairs["heads/fake"], rel=1e-4)  # of passes of 16 and 24 rows
 
 
 def test_every_network_has_the_optimizer_of_its_own_section(latents_folder, distill_params):

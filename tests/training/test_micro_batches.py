@@ -13,9 +13,8 @@ from sana_sprint.models import networks
 from sana_sprint.models.networks import Text
 from sana_sprint.training import attempts, draws, flow, health, shrink
 from sana_sprint.training.batches import Seen
-from tests.training.small_job import changed, fit
+from tests.training.small_job import MACHINES, changed, fit
 
-NOT_LOSSES = {"images_per_s", "peak_memory_mb"}
 ALONE = draws.Share(0, 1)
 
 
@@ -36,7 +35,7 @@ def test_a_distillation_in_passes_has_the_losses_and_weights_of_one_in_whole_bat
         fit(jobs[-1])
     whole, parts = (storage.read_json(made.curves) for made in jobs)
     assert set(whole) == set(parts)
-    for name in set(whole) - NOT_LOSSES:
+    for name in set(whole) - MACHINES:
         assert_close(whole[name], parts[name], rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
     for network in ("student", "averaged", "heads"):  # with the vectors of the spectral norm
         assert_close(*(load_file(made.final / f"{network}.safetensors") for made in jobs), rtol=1e-2, atol=1e-3)

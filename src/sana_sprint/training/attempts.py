@@ -47,12 +47,13 @@ def fit(job: Job, share: draws.Share, strategy: Callable[[], dict[str, Any]]) ->
 
 
 def go_back(job: Job, share: draws.Share, ill: health.Ill, returns: int, tried: Path | None) -> None:
-    """Makes ready for a return: checkpoints that hold the fault already go, and one `tried` by a return that has made
-    none since, where there is another before it. Raises `health.Ill` after too many."""
+    """Makes ready for a return: checkpoints that hold the fault already go; where no grid tells which these are, one
+    `tried` by a return that has made none since does, if there is another before it. Raises `health.Ill` after too
+    many."""
     good = ill.proved
     if good is None and tried and checkpoints.until(job.checkpoints, job.params.iterations) == tried:
         before = checkpoints.until(job.checkpoints, checkpoints.number(tried) - 1)
-        good = checkpoints.number(before or tried)
+        good = checkpoints.number(before if before and not checkpoints.broken(before) else tried)
     if good is not None:
         checkpoints.forget_after(job.checkpoints, good)
     if returns > job.params.health.returns_max:

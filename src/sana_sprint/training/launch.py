@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ def run(job: Job) -> Path:
     when training fails for good."""
     from sana_sprint.training import checkpoints
 
-    if job.finished():
+    if job.finished():  # by a stage that failed after it
+        checkpoints.go_on_from(job.final, f"distill {job.size}: ")
+        record_again(job)
         return job.final
     with checkpoints.owned(job.checkpoints):
         for old in faults(job):
@@ -49,6 +52,18 @@ def run(job: Job) -> Path:
         raise SystemExit(128 + asked[0])
     assert job.finished(), job.final
     return job.final
+
+
+def record_again(job: Job) -> None:
+    """Records the curves of a training that another run of the stage did, point by point."""
+    if not job.recorder or not job.curves.exists():
+        return
+    at: dict[int, dict[str, float]] = defaultdict(dict)
+    for name, points in storage.read_json(job.curves).items():
+        for step, value in points:
+            at[int(step)][name] = value
+    for step, values in sorted(at.items()):
+        job.recorder.metrics(values, step)
 
 
 def ended(job: Job, place: cluster.Place) -> bool:

@@ -119,7 +119,7 @@ class Checkpoints(L.Callback):
         """Before anything else that the workers do together: all raise RuntimeError, after which Ray starts them again,
         where one sees another checkpoint than the first. Weights would be the first's, moments and draws its own. Once
         they agree the broken ones that were passed over are removed, and all compute with as many threads as the first,
-        whose number is saved."""
+        whose number is saved, unless SANA_SPRINT_THREADS says otherwise."""
         own = self.source.name if self.source else "none"
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
