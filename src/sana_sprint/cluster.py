@@ -28,6 +28,7 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_worker_niceness": "0",
 }
+STARTS, SLOW_START = 3, "timed out during startup"  # Ray waits 30 s, which a busy machine may need, and no longer
 RESTARTS = 2  # of the workers, after one of them dies
 
 
@@ -76,16 +77,26 @@ class Joined:
         sys.stdout.flush()
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=False,
-                log_to_driver=True,
-                logging_level="ERROR",
-                runtime_env=worker_environment(address),
-            )
-        except ConnectionError as error:
-            raise ValueError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+        for tries in range(1, STARTS + 1):
+            try:
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    logging_level="ERROR",
+                    runtime_env=worker_environment(address),
+                )
+            except ConnectionError as error:
+                raise ValueError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+            except Exception as error:
+                if SLOW_START not in str(error):
+                    raise
+                ray.shutdown()
+                if tries == STARTS:
+                    raise ValueError(f"Ray did not start in {STARTS} tries of 30 s: is this machine busy?") from error
+                sys.stderr.write("warning: Ray did not start within 30 s; trying again\n")
+            else:
+                return
 
     def __exit__(self, *_: object) -> None:
         """Leaves the cluster, which stops one that was started here."""
