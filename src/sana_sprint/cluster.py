@@ -69,7 +69,7 @@ class Joined:
 
     @staticmethod
     def join() -> None:
-        """Connects this process to a cluster. Raises ValueError where RAY_ADDRESS names none."""
+        """Connects this process to a cluster. Raises ValueError where RAY_ADDRESS names none, or none starts here."""
         import ray
 
         address = os.environ.get("RAY_ADDRESS")
